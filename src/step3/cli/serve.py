@@ -1,0 +1,274 @@
+"""`step3 serve`: an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from step3.server.config import ServerConfig
+    from step3.server.supervisor import Supervisor
+
+_LIMITS = "Limits of requests"
+_ENGINE = "Engine"
+_PARALLEL = "Parallelism (one process so far: anything over 1 is refused)"
+_MODEL = "Model"
+
+BUNDLED_NAME = "step3-nano"
+
+
+def serve(
+    model: str | None = typer.Argument(
+        None, help="A checkpoint's folder or its name on the Hugging Face Hub; left out, the bundled model."
+    ),
+    host: str = typer.Option("127.0.0.1", help="Address to listen on; 0.0.0.0 for every network."),
+    port: int = typer.Option(8000, min=0, max=65535, help="0 takes any free port."),
+    api_key: list[str] = typer.Option(
+        [], envvar="STEP3_API_KEY", help="Key that clients must send; may be given several times."
+    ),
+    served_model_name: list[str] = typer.Option(
+        [], help="What clients call the model; may be given several times. Left out: as it is given here."
+    ),
+    drain_seconds: float = typer.Option(60, min=1, help="Time that running requests have after SIGTERM."),
+    model_option: str | None = typer.Option(
+        None, "--model", "--model-path", help="The same as MODEL.", rich_help_panel=_MODEL
+    ),
+    revision: str | None = typer.Option(
+        None, help="Version of a model from the Hub.", rich_help_panel=_MODEL
+    ),
+    tokenizer: str | None = typer.Option(
+        None, "--tokenizer", "--tokenizer-path", help="Folder of another tokenizer.", rich_help_panel=_MODEL
+    ),
+    chat_template: str | None = typer.Option(
+        None, help="File of another chat template (Jinja).", rich_help_panel=_MODEL
+    ),
+    trust_remote_code: bool = typer.Option(
+        False, help="Taken and not needed: code of a checkpoint is never run.", rich_help_panel=_MODEL
+    ),
+    reasoning_parser: str = typer.Option(
+        "step3", help="step3: what precedes </think> is reasoning_content.", rich_help_panel=_MODEL
+    ),
+    tool_call_parser: str = typer.Option(
+        "step3", help="step3: the model's <steptml:invoke> blocks.", rich_help_panel=_MODEL
+    ),
+    enable_auto_tool_choice: bool = typer.Option(
+        True, help="Taken; the model may always choose among a request's tools.", rich_help_panel=_MODEL
+    ),
+    dtype: str = typer.Option("auto", help="auto, float32, bfloat16 or float16.", rich_help_panel=_ENGINE),
+    device: str = typer.Option("cpu", help="Where to compute, as torch names it.", rich_help_panel=_ENGINE),
+    max_model_len: int | None = typer.Option(
+        None,
+        "--max-model-len",
+        "--context-length",
+        help="Prompt and answer in tokens.",
+        rich_help_panel=_ENGINE,
+    ),
+    max_num_seqs: int | None = typer.Option(
+        None, "--max-num-seqs", "--max-running-requests", help="Answers together.", rich_help_panel=_ENGINE
+    ),
+    max_num_batched_tokens: int | None = typer.Option(
+        None,
+        "--max-num-batched-tokens",
+        "--chunked-prefill-size",
+        help="Tokens of a step; longer prompts come in chunks.",
+        rich_help_panel=_ENGINE,
+    ),
+    gpu_memory_utilization: float | None = typer.Option(
+        None,
+        "--gpu-memory-utilization",
+        "--mem-fraction-static",
+        help="Part of the device's memory to use.",
+        rich_help_panel=_ENGINE,
+    ),
+    kv_cache_memory_bytes: int | None = typer.Option(
+        None, help="Memory of the KV cache, instead of a part.", rich_help_panel=_ENGINE
+    ),
+    kv_cache_dtype: str = typer.Option("auto", help="auto, a dtype, or fp8.", rich_help_panel=_ENGINE),
+    block_size: int | None = typer.Option(
+        None, "--block-size", "--page-size", help="Tokens of a KV block.", rich_help_panel=_ENGINE
+    ),
+    enable_prefix_caching: bool = typer.Option(
+        True, help="Keep the KV of finished requests for prompts that begin alike.", rich_help_panel=_ENGINE
+    ),
+    max_logprobs: int | None = typer.Option(None, help="Per token at most.", rich_help_panel=_ENGINE),
+    seed: int | None = typer.Option(
+        None, "--seed", "--random-seed", help="Of requests that bring none.", rich_help_panel=_ENGINE
+    ),
+    limit_mm_per_prompt: str | None = typer.Option(
+        None, help='Pictures of one request: image=4 or {"image": 4}.', rich_help_panel=_LIMITS
+    ),
+    max_pixels: int | None = typer.Option(
+        None, help="Largest width × height of a picture (40 million).", rich_help_panel=_LIMITS
+    ),
+    max_body_mib: int = typer.Option(
+        64, min=1, max=512, help="Largest request, pictures included.", rich_help_panel=_LIMITS
+    ),
+    max_output_tokens: int | None = typer.Option(
+        None, min=1, help="Longest answer that may be asked for.", rich_help_panel=_LIMITS
+    ),
+    max_n: int | None = typer.Option(
+        None, min=1, help="Answers of one request (64), times its prompts.", rich_help_panel=_LIMITS
+    ),
+    max_waiting: int = typer.Option(
+        256, min=0, help="Answers that may wait; more are told 429.", rich_help_panel=_LIMITS
+    ),
+    tensor_parallel_size: int = typer.Option(
+        1, "--tensor-parallel-size", "-tp", "--tp", "--tp-size", rich_help_panel=_PARALLEL
+    ),
+    data_parallel_size: int = typer.Option(
+        1, "--data-parallel-size", "-dp", "--dp", "--dp-size", rich_help_panel=_PARALLEL
+    ),
+    pipeline_parallel_size: int = typer.Option(
+        1, "--pipeline-parallel-size", "-pp", "--pp", "--pp-size", rich_help_panel=_PARALLEL
+    ),
+    nnodes: int = typer.Option(1, rich_help_panel=_PARALLEL),
+    node_rank: int = typer.Option(0, rich_help_panel=_PARALLEL),
+    dist_init_addr: str | None = typer.Option(None, rich_help_panel=_PARALLEL),
+) -> None:
+    """Serve a model to every OpenAI client: /v1/chat/completions, /v1/completions, /v1/models.
+
+    Flags have vLLM's names, and SGLang's where those differ: commands for either work unchanged.
+
+    \b
+    step3 serve                                  the bundled model, on this machine only
+    step3 serve ./step3-fp8 --port 9000 --max-model-len 8192
+    STEP3_API_KEY=... step3 serve ./step3-fp8 --host 0.0.0.0 --served-model-name step3
+
+    \b
+    curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
+         -d '{"messages": [{"role": "user", "content": "Hello"}]}'
+
+    Pictures are sent as data:image/png;base64,... Prometheus reads /metrics, load balancers /health. Ctrl-C
+    or SIGTERM lets running requests finish; a second Ctrl-C does not.
+    """
+    from step3.errors import Step3Error
+
+    refuse_parallelism(
+        {
+            "--tensor-parallel-size": tensor_parallel_size,
+            "--data-parallel-size": data_parallel_size,
+            "--pipeline-parallel-size": pipeline_parallel_size,
+            "--nnodes": nnodes,
+        },
+        node_rank,
+        dist_init_addr,
+    )
+    for flag, parser in (("--reasoning-parser", reasoning_parser), ("--tool-call-parser", tool_call_parser)):
+        if parser != "step3":
+            raise Step3Error(f"{flag} can only be step3, which fits the model, found {parser!r}")
+    if not enable_auto_tool_choice:
+        raise Step3Error("tool choice cannot be turned off here: leave the tools out of the requests")
+    if model is not None and model_option is not None:
+        raise Step3Error(f"the model is given twice, as {model} and as {model_option}: give it once")
+    model = model or model_option
+    given = {
+        "model": model,
+        "revision": revision,
+        "tokenizer": tokenizer,
+        "chat_template": chat_template,
+        "dtype": dtype,
+        "device": device,
+        "max_model_len": max_model_len,
+        "max_num_seqs": max_num_seqs,
+        "max_num_batched_tokens": max_num_batched_tokens,
+        "gpu_memory_utilization": gpu_memory_utilization,
+        "kv_cache_memory_bytes": kv_cache_memory_bytes,
+        "kv_cache_dtype": kv_cache_dtype,
+        "block_size": block_size,
+        "enable_prefix_caching": enable_prefix_caching,
+        "max_logprobs": max_logprobs,
+        "seed": seed,
+        "limit_mm_per_prompt": None if limit_mm_per_prompt is None else picture_limit(limit_mm_per_prompt),
+    }
+    optional = {"max_pixels": max_pixels, "max_output_tokens": max_output_tokens, "max_n": max_n}
+    _run(
+        host=host,
+        port=port,
+        api_keys=tuple(api_key),
+        served_model_names=tuple(served_model_name) or (model or BUNDLED_NAME,),
+        drain_seconds=drain_seconds,
+        max_body_bytes=max_body_mib << 20,
+        max_waiting=max_waiting,
+        engine={name: value for name, value in given.items() if value is not None},
+        **{name: value for name, value in optional.items() if value is not None},
+    )
+
+
+def refuse_parallelism(sizes: dict[str, int], node_rank: int, dist_init_addr: str | None) -> None:
+    """Raises Step3Error where more than one process is asked for."""
+    from step3.errors import Step3Error
+
+    for flag, size in sizes.items():
+        if size != 1:
+            raise Step3Error(
+                f"{flag} {size} cannot be honoured: this server runs attention and FFN in one process on one "
+                "device; leave it out, and put servers behind a load balancer for more throughput"
+            )
+    if node_rank != 0 or dist_init_addr is not None:
+        raise Step3Error(
+            "--node-rank and --dist-init-addr are for several machines, and this server runs on one: "
+            "leave them out"
+        )
+
+
+def picture_limit(text: str) -> dict[str, int]:
+    """`image=4` or `{"image": 4}`.
+
+    Raises:
+        Step3Error: it is neither.
+    """
+    from step3.errors import Step3Error
+
+    try:
+        if text.lstrip().startswith("{"):
+            limits = {str(name): int(limit) for name, limit in json.loads(text).items()}
+        else:
+            limits = {
+                name: int(limit) for name, _, limit in (part.partition("=") for part in text.split(","))
+            }
+    except (ValueError, TypeError, RecursionError):
+        raise Step3Error(
+            f'--limit-mm-per-prompt must look like image=4 or {{"image": 4}}, found {text!r}'
+        ) from None
+    return limits
+
+
+def _run(**options: Any) -> None:
+    import asyncio
+    import logging
+
+    from step3.errors import Step3Error
+
+    try:
+        from step3.server.config import ServerConfig
+        from step3.server.run import run
+    except ModuleNotFoundError as error:
+        raise Step3Error(f"{error.name} is not installed: pip install 'step3[server]'") from None
+
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    console, config = Console(stderr=True, highlight=False), ServerConfig(**options)
+    with console.status(f"Loading {config.served_model_names[0]} ...") as status:
+
+        def tell(url: str, supervisor: Supervisor) -> None:
+            status.stop()
+            _show_banner(console, config, url, supervisor)
+
+        asyncio.run(run(config, tell))
+    console.print("Stopped.")
+
+
+def _show_banner(console: Console, config: ServerConfig, url: str, supervisor: Supervisor) -> None:
+    from rich.markup import escape
+
+    info = supervisor.info
+    names = ", ".join(config.served_model_names)
+    console.print(f"[bold]Step3[/] serves [bold]{escape(names)}[/] at [bold cyan]{url}/v1[/]")
+    console.print(f"  {info['max_num_seqs']} answers of {info['max_model_len']:,} tokens on {info['device']}")
+    console.print(f"  {info['memory']}")
+    keys = "requests need an API key" if config.api_keys else "anybody who reaches it may ask"
+    console.print(f"  {keys}; /health, /metrics, /openapi.json; Ctrl-C stops")
+    if not config.api_keys and config.host not in ("127.0.0.1", "localhost", "::1"):
+        console.print("  [bold yellow]open to the network without a key:[/] set STEP3_API_KEY to ask for one")

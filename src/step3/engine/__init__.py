@@ -1,0 +1,1 @@
+"""One attention instance: requests to batches to tokens."""

@@ -1,0 +1,160 @@
+"""A lane: schedules a batch, sends it through the layers, samples, and notes what came of it; then again.
+
+A lane's step is a generator, as the decoder is: it yields FFN calls and is resumed with their answers. The
+monolith answers each at once; with FFNs elsewhere, other lanes compute while one waits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from step3.engine.batch import Batch, BatchBuilder
+from step3.engine.decoder import Decoder
+from step3.engine.drafter import Drafter
+from step3.engine.kv_cache import KVCache
+from step3.engine.progress import advance
+from step3.engine.request import Sequence, Status
+from step3.engine.sampling.logprobs import prompt_logprobs
+from step3.engine.sampling.sampler import SamplingBatch, sample
+from step3.engine.scheduler import Scheduled, Scheduler
+from step3.ffn.call import FFNCall
+
+PROMPT_ROWS_AT_ONCE = 256
+"""Prompt tokens whose logits are in memory together."""
+
+
+@dataclass(frozen=True, eq=False)
+class StepResult:
+    """What came of a step.
+
+    Attributes:
+        advanced: sequences that have new tokens, those that ended included.
+        begun: those of them that have their first ones.
+        ended: those of them that have ended.
+        num_tokens: new tokens of all.
+    """
+
+    advanced: list[Sequence] = field(default_factory=list)
+    begun: list[Sequence] = field(default_factory=list)
+    ended: list[Sequence] = field(default_factory=list)
+    num_tokens: int = 0
+
+
+class Lane:
+    """One of the micro-batches of an attention instance.
+
+    Attributes:
+        scheduler: its running sequences.
+        drafter: fills in the drafts of what `scheduler` schedules, or None.
+        num_tokens: computed in all steps.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        cache: KVCache,
+        builder: BatchBuilder,
+        decoder: Decoder,
+        device: torch.device,
+        drafter: Drafter | None = None,
+    ) -> None:
+        self.scheduler = scheduler
+        self._cache, self._builder, self._decoder = cache, builder, decoder
+        self._device, self.drafter = device, drafter
+        self._sampling = SamplingBatch([], device)
+        self._sampled: list[Sequence] = []
+        self._leaving: list[Sequence] = []
+        self._is_stepping = False
+        self.num_tokens = 0
+
+    def step(self) -> Generator[FFNCall, Tensor, StepResult]:
+        """One pass through all layers; of an empty batch where there is nothing to compute."""
+        step = self.scheduler.schedule()
+        if not step:
+            return StepResult()
+        self._is_stepping = True
+        try:
+            return (yield from self._compute(step))
+        finally:
+            self._is_stepping = False
+            for sequence in self._leaving:
+                self.scheduler.finish(sequence)
+            self._leaving.clear()
+
+    def _compute(self, step: list[Scheduled]) -> Generator[FFNCall, Tensor, StepResult]:
+        started = time.perf_counter()
+        drafted = [len(scheduled.sequence.drafts) for scheduled in step] if self.drafter else []
+        batch = self._builder.build(step)
+        hidden = yield from self._decoder.decode(batch)
+        self._score_prompts(step, batch, hidden)
+        result = self._sample(step, batch, hidden)
+        self.num_tokens += hidden.shape[0]
+        if self.drafter and all(
+            one.num_tokens == 1 + drafts for one, drafts in zip(step, drafted, strict=True)
+        ):
+            seconds = time.perf_counter() - started
+            accepted = result.num_tokens - len(result.advanced)
+            self.drafter.observe(hidden.shape[0], seconds, sum(drafted), accepted)
+        return result
+
+    def abort(self, sequence: Sequence) -> None:
+        """Frees what the sequence holds: at once, or as soon as a step that writes to it has ended."""
+        if self._is_stepping and sequence.status is Status.RUNNING:
+            self._leaving.append(sequence)
+        else:
+            self.scheduler.finish(sequence)
+
+    def _sample(self, step: list[Scheduled], batch: Batch, hidden: Tensor) -> StepResult:
+        last = [scheduled for scheduled in step if scheduled.is_last]
+        if len(last) < len(step):
+            for sequence, start, num_tokens, is_last in step:
+                if not is_last:
+                    sequence.num_computed = start + num_tokens
+                    self._cache.commit(sequence)
+        if not last:
+            return StepResult()
+        sequences = [scheduled.sequence for scheduled in last]
+        if sequences != self._sampled:
+            self._sampling = SamplingBatch([sequence.sampling for sequence in sequences], self._device)
+            self._sampled = sequences
+        drafts = [sequence.drafts for sequence in sequences]
+        logits = self._decoder.logits(hidden.index_select(0, batch.scored))
+        sampled = sample(logits, self._sampling, drafts if any(drafts) else None)
+        now = time.monotonic()
+        result = StepResult(sequences, num_tokens=sum(map(len, sampled.token_ids)))
+        for scheduled, tokens, logprobs in zip(last, sampled.token_ids, sampled.logprobs, strict=True):
+            sequence, start, num_tokens, _ = scheduled
+            # Drafts that were accepted are computed; the token behind them is not yet.
+            sequence.num_computed = start + num_tokens - len(sequence.drafts) + len(tokens) - 1
+            if sequence.drafts:
+                sequence.drafts = []
+            if sequence.first_token_time is None:
+                sequence.request.is_prompt_computed = True
+                result.begun.append(sequence)
+            has_ended = advance(sequence, tokens, logprobs, now)
+            self._cache.commit(sequence)
+            if has_ended:
+                self.scheduler.finish(sequence)
+                result.ended.append(sequence)
+        return result
+
+    def _score_prompts(self, step: list[Scheduled], batch: Batch, hidden: Tensor) -> None:
+        """Log-probabilities of the prompt tokens behind those computed, for the requests that want them."""
+        for (sequence, first, num_tokens, _), row in zip(step, batch.starts, strict=True):
+            if not sequence.scores_prompt:
+                continue
+            request = sequence.request
+            # A prompt that is computed anew after a preemption has some already.
+            start = max(first, len(request.prompt_logprobs))
+            end = min(first + num_tokens, len(request.prompt_token_ids) - 1)
+            for begin in range(start, end, PROMPT_ROWS_AT_ONCE):
+                stop = min(end, begin + PROMPT_ROWS_AT_ONCE)
+                rows = hidden[row + begin - first : row + stop - first]
+                targets = torch.tensor(request.prompt_token_ids[begin + 1 : stop + 1], device=self._device)
+                count = request.params.prompt_logprobs or 0
+                request.prompt_logprobs += prompt_logprobs(self._decoder.logits(rows), targets, count)

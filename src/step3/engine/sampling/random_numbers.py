@@ -1,0 +1,97 @@
+"""Random numbers that are a function of (seed, stream, position, index), never of history or of the batch.
+
+Philox-4x32-10, a counter-based generator: J. K. Salmon, M. A. Moraes, R. O. Dror and D. E. Shaw,
+"Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011, https://doi.org/10.1145/2063384.2063405, section 3.
+The seed is its key; stream, position and index are its counter, so any number can be had without the others.
+"""
+
+import torch
+from torch import Tensor
+
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+_WORD = 0xFFFFFFFF
+WORDS = 4
+"""32-bit words that one counter gives."""
+
+# Streams keep uses apart: the draws of an output's tokens are streams 0 to n - 1.
+_SEED_STREAM = _WORD
+
+
+def philox(key: Tensor, counter: Tensor) -> Tensor:
+    """Philox-4x32-10 on 32-bit words kept in int64.
+
+    The product of two words overflows int64, but only into the sign: its 64 bits are right.
+
+    Args:
+        key: `[2, ...]` int64 words from 0 to 2^32 - 1.
+        counter: `[4, ...]` int64 words, to whose shape the key's broadcasts.
+
+    Returns:
+        `[4, ...]` int64 words.
+    """
+    dims = (1,) * (max(key.dim(), counter.dim()) - 1)
+    multipliers = torch.tensor(_MULTIPLIERS, device=key.device).view(2, *dims)
+    steps = torch.tensor(_KEY_STEPS, device=key.device).view(2, *dims)
+    rounds = torch.arange(_ROUNDS, device=key.device).view(-1, 1, *dims)
+    even, odd = counter[0::2], counter[1::2]
+    for round_key in ((key + rounds * steps) & _WORD).unbind():
+        product = (even * multipliers).flip(0)
+        even = (product >> 32).bitwise_and_(_WORD).bitwise_xor_(odd) ^ round_key
+        odd = product.bitwise_and_(_WORD)
+    return torch.stack((even, odd), dim=1).flatten(0, 1)
+
+
+def words(seeds: Tensor, streams: Tensor, positions: Tensor, count: int) -> Tensor:
+    """The first `count` 32-bit words of each row's counter.
+
+    Args:
+        seeds: `[rows]` int64, any 64 bits.
+        streams, positions: `[rows]` int64 from 0 to 2^32 - 1.
+
+    Returns:
+        `[rows, count]` int64 from 0 to 2^32 - 1; a word's value does not depend on `count`.
+    """
+    blocks = -(-count // WORDS)
+    key = torch.stack((seeds & _WORD, (seeds >> 32) & _WORD))[:, :, None]
+    index = torch.arange(blocks, device=seeds.device).expand(len(seeds), blocks)
+    counter = torch.stack(
+        (
+            index,
+            torch.zeros_like(index),
+            positions[:, None].expand_as(index),
+            streams[:, None].expand_as(index),
+        )
+    )
+    drawn = philox(key, counter)
+    return drawn.permute(1, 2, 0).reshape(len(seeds), blocks * WORDS)[:, :count]
+
+
+def uniforms(seeds: Tensor, streams: Tensor, positions: Tensor, count: int) -> Tensor:
+    """Uniform numbers in the open interval (0, 1), `[rows, count]` float64, in steps of 2^-32."""
+    return (words(seeds, streams, positions, count).to(torch.float64) + 0.5) * 2.0**-32
+
+
+def gumbels(seeds: Tensor, streams: Tensor, positions: Tensor, count: int) -> Tensor:
+    """Standard Gumbel numbers -log(-log u), `[rows, count]` float64, from -3.13 to 22.9."""
+    return -(-uniforms(seeds, streams, positions, count).log()).log()
+
+
+def request_seed(engine_seed: int, request_number: int) -> int:
+    """A seed, from 0 to 2^63 - 1, for a request that brings none.
+
+    Args:
+        engine_seed: any 64 bits.
+        request_number: counts the engine's requests, from 0 to 2^32 - 1, and from 0 again after that.
+    """
+    row = torch.tensor([request_number & _WORD])
+    high, low = words(torch.tensor([as_int64(engine_seed)]), row.new_tensor([_SEED_STREAM]), row, 2)[
+        0
+    ].tolist()
+    return ((high << 32) | low) & (2**63 - 1)
+
+
+def as_int64(seed: int) -> int:
+    """The signed number with the same 64 bits."""
+    return (seed + 2**63) % 2**64 - 2**63

@@ -1,0 +1,98 @@
+"""A shard of every FFN: weights in, partial sums out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from step3.checkpoint import Checkpoint, Part
+from step3.ffn.call import FFNCall
+from step3.ffn.split import WHOLE, Piece
+from step3.kernels.experts import SwiGLU, experts_swiglu, swiglu
+from step3.kernels.linear import BlockFp8, Weight, fuse
+
+
+@dataclass(frozen=True, eq=False)
+class LayerFFN:
+    """A shard's weights of one layer; None where the shard holds nothing of a kind.
+
+    Attributes:
+        always: dense FFN or shared expert, which every token uses.
+        experts: routed experts, the first of them numbered `first`.
+    """
+
+    always: SwiGLU | None
+    experts: SwiGLU | None = None
+    first: int = 0
+
+
+class FFNShard:
+    """Computes calls with the part of every FFN that it holds."""
+
+    def __init__(self, layers: list[LayerFFN]) -> None:
+        self._layers = layers
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        piece: Piece = WHOLE,
+    ) -> FFNShard:
+        """Reads a piece of every layer; plain weights become `dtype`, block-fp8 stays as it is stored.
+
+        Raises:
+            CheckpointError: a tensor is missing or misshapen, or the piece cuts through a block of 128.
+        """
+        sizes = checkpoint.config.text
+        first = piece.experts.start if piece.experts else 0
+
+        def read(part: Part | None, name: str) -> SwiGLU | None:
+            return _swiglu(checkpoint.load(part, dtype=dtype, device=device), name) if part else None
+
+        layers = []
+        for layer in range(sizes.num_hidden_layers):
+            at = f"model.layers.{layer}"
+            if layer in sizes.moe_layers:
+                shared = read(piece.always_part(layer, sizes.share_expert_dim), f"{at}.share_expert")
+                layers.append(LayerFFN(shared, read(piece.routed_part(layer), f"{at}.moe"), first))
+            else:
+                layers.append(LayerFFN(read(piece.always_part(layer, sizes.intermediate_size), f"{at}.mlp")))
+        return cls(layers)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the weights."""
+        return sum(weight.nbytes for layer in self._layers for weight in _weights(layer))
+
+    def forward(self, call: FFNCall) -> Tensor:
+        """The shard's part of the layer's output, `[tokens, hidden]` in the dtype of `call.x`."""
+        ffn = self._layers[call.layer]
+        always = None if ffn.always is None else swiglu(call.x, ffn.always)
+        if ffn.experts is None or call.expert_ids is None or call.expert_weights is None:
+            return torch.zeros_like(call.x) if always is None else always
+        routed = experts_swiglu(call.x, call.expert_ids, call.expert_weights, ffn.experts, ffn.first)
+        return routed if always is None else routed.add_(always)
+
+
+def _swiglu(tensors: dict[str, Tensor], name: str) -> SwiGLU | None:
+    """One FFN out of what was read, or None where the piece has nothing of it; `tensors` is emptied."""
+
+    def take(projection: str) -> Weight:
+        weight = tensors.pop(f"{name}.{projection}.weight")
+        scale = tensors.pop(f"{name}.{projection}.weight_scale_inv", None)
+        return weight if scale is None else BlockFp8(weight, scale)
+
+    if f"{name}.down_proj.weight" not in tensors:
+        return None
+    return SwiGLU(fuse((take("gate_proj"), take("up_proj"))), take("down_proj"))
+
+
+def _weights(layer: LayerFFN) -> Iterator[Weight]:
+    for ffn in (layer.always, layer.experts):
+        if ffn is not None:
+            yield from (*ffn.gate_up, ffn.down)

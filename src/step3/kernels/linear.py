@@ -1,0 +1,89 @@
+"""Matrix products with weights as they are stored: plain, or block-fp8 that is expanded at use.
+
+Activations are never quantised: `linear(x, w)` is `x @ (q * scale).T` in the dtype of `x`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+BLOCK = 128
+"""Side of the square blocks that share a scale."""
+
+
+@dataclass(frozen=True, eq=False)
+class BlockFp8:
+    """A block-fp8 weight: `q * scale`, one scale for each block of 128 x 128.
+
+    Attributes:
+        q: `[..., rows, columns]` float8_e4m3fn.
+        scale: `[..., ceil(rows / 128), ceil(columns / 128)]` float32.
+    """
+
+    q: Tensor
+    scale: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.q.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.q.nbytes + self.scale.nbytes
+
+    def __getitem__(self, index: int) -> BlockFp8:
+        """The matrix of one expert."""
+        return BlockFp8(self.q[index], self.scale[index])
+
+
+Weight: TypeAlias = Tensor | BlockFp8
+"""A matrix `[rows, columns]`, or one for each expert `[experts, rows, columns]`."""
+
+
+def expand(weight: Weight, dtype: torch.dtype) -> Tensor:
+    """The weight's values `[..., rows, columns]` in `dtype`; products with the scale are made in float32."""
+    if isinstance(weight, Tensor):
+        return weight.to(dtype)
+    rows, columns = weight.shape[-2:]
+    if rows % BLOCK == 0 and columns % BLOCK == 0:
+        blocks = weight.q.to(torch.float32).unflatten(-1, (-1, BLOCK)).unflatten(-3, (-1, BLOCK))
+        blocks.mul_(weight.scale[..., :, None, :, None])
+        return blocks.flatten(-4, -3).flatten(-2, -1).to(dtype)
+    scale = weight.scale.repeat_interleave(BLOCK, -2)[..., :rows, :]
+    scale = scale.repeat_interleave(BLOCK, -1)[..., :columns]
+    return (weight.q.to(torch.float32) * scale).to(dtype)
+
+
+def linear(x: Tensor, weight: Weight) -> Tensor:
+    """`x` `[..., columns]` times the matrix, transposed: `[..., rows]` in the dtype of `x`."""
+    return F.linear(x, expand(weight, x.dtype))
+
+
+def fuse(weights: Sequence[Weight]) -> tuple[Weight, ...]:
+    """Stacks matrices with the same columns, so that one product serves them all.
+
+    Block-fp8 matrices stay apart where a seam would cut through a block; plain and block-fp8 do not mix.
+
+    Returns:
+        One stacked matrix, or the matrices as they were.
+    """
+    if all(isinstance(weight, Tensor) for weight in weights):
+        return (torch.cat([weight for weight in weights if isinstance(weight, Tensor)], -2),)
+    quantised = [weight for weight in weights if isinstance(weight, BlockFp8)]
+    if len(quantised) < len(weights) or any(weight.shape[-2] % BLOCK for weight in quantised[:-1]):
+        return tuple(weights)
+    q = torch.cat([weight.q.view(torch.uint8) for weight in quantised], -2).view(torch.float8_e4m3fn)
+    return (BlockFp8(q, torch.cat([weight.scale for weight in quantised], -2)),)
+
+
+def stacked_linear(x: Tensor, weights: Sequence[Weight]) -> Tensor:
+    """`x` `[..., columns]` times what `fuse` returned: `[..., rows of all]`."""
+    if len(weights) == 1:
+        return linear(x, weights[0])
+    return torch.cat([linear(x, weight) for weight in weights], -1)

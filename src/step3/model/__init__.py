@@ -1,0 +1,1 @@
+"""The network as Transformers sees it: configuration, vision tower, decoder, processor."""

@@ -1,0 +1,1 @@
+"""What decoding costs, and which deployment is cheapest. Needs neither torch nor any other room."""

@@ -1,0 +1,1 @@
+"""Step3 over HTTP: OpenAI's protocol in one process, the engine in another."""

@@ -1,0 +1,85 @@
+"""Errors as OpenAI's clients expect them: `{"error": {"message", "type", "param", "code"}}`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from step3.server.engine_client import EngineFailure
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "timeout_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+    500: "internal_error",
+    503: "service_unavailable_error",
+}
+_STATUS = {"invalid": 400, "overloaded": 429, "unavailable": 503, "internal": 500}
+RETRY_SECONDS = 1
+
+
+class RequestFault(HTTPException):
+    """A request that is not served.
+
+    Attributes:
+        param: the field that is at fault.
+        code: OpenAI's short name of the fault, where there is one.
+    """
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+        headers = {"Retry-After": str(RETRY_SECONDS)} if status in (429, 503) else None
+        super().__init__(status, message, headers)
+        self.param, self.code = param, code
+
+
+def error_body(
+    status: int, message: str, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    """The JSON object of an error."""
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "internal_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def error_response(fault: HTTPException) -> JSONResponse:
+    """The answer that tells of a fault."""
+    param, code = getattr(fault, "param", None), getattr(fault, "code", None)
+    body = error_body(fault.status_code, str(fault.detail), param, code)
+    return JSONResponse(body, fault.status_code, headers=dict(fault.headers or {}))
+
+
+def fault_of(failure: EngineFailure) -> RequestFault:
+    """What a client is told when the engine does not answer."""
+    return RequestFault(_STATUS[failure.kind], str(failure))
+
+
+def fault_of_validation(error: RequestValidationError) -> RequestFault:
+    """The first thing that is wrong with a request's fields."""
+    first = error.errors()[0]
+    # Pydantic names the members of unions in the path too; a client knows only fields and places.
+    place = [part for part in first["loc"][1:] if isinstance(part, int) or part.islower()]
+    param = _path(place)
+    if first["type"] == "extra_forbidden":
+        return RequestFault(400, f"Unrecognized request argument supplied: {param}", param)
+    if first["type"] == "missing":
+        return RequestFault(400, f"you must provide {param or 'a JSON body'}", param)
+    if not param:
+        message = "the body must be a JSON object, sent with Content-Type: application/json"
+        return RequestFault(400, message if first["type"] != "value_error" else _said(first))
+    return RequestFault(400, f"{param}: {_said(first)}", param)
+
+
+def _said(error: Mapping[str, Any]) -> str:
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def _path(parts: Sequence[str | int]) -> str | None:
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)[:200]
+    return path.removeprefix(".") or None
