@@ -2,8 +2,8 @@
 
     python benchmarks/engine_overhead.py CHECKPOINT --sequences 64 --context 512
 
-Times are of one thread's CPU, so that other processes count little; medians over the steps. The network (the
-decoder's layers, the FFNs, the head) is measured too, and shown apart. Every sequence decodes a token a step.
+Medians over the steps, of one thread. The network (the decoder's layers, the FFNs, the head) is measured too,
+and shown apart. Every sequence decodes a token a step.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ GOAL_MS = 1.0
 
 
 class Clock:
-    """CPU seconds of each part of each step; a part within another counts for itself alone."""
+    """Seconds of each part of each step; a part within another counts for itself alone."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, float]] = []
@@ -47,14 +47,14 @@ class Clock:
         self._since = 0.0
 
     def _begin(self, name: str) -> None:
-        now = time.thread_time()
+        now = time.perf_counter()
         if self._open:
             self._now[self._open[-1]] += now - self._since
         self._open.append(name)
         self._since = now
 
     def _end(self) -> None:
-        now = time.thread_time()
+        now = time.perf_counter()
         self._now[self._open.pop()] += now - self._since
         self._since = now
 
@@ -146,7 +146,7 @@ def main(
     overhead = 1e3 * statistics.median(sum(step.get(part, 0.0) for part in PARTS) for step in clock.steps)
     network = 1e3 * statistics.median(sum(step.get(part, 0.0) for part in NETWORK) for step in clock.steps)
     vocabulary = model.engine.network.sizes.vocab_size
-    title = f"{sequences} sequences, context {context}, vocabulary {vocabulary}, ms of CPU a step"
+    title = f"{sequences} sequences, context {context}, vocabulary {vocabulary}, ms a step"
     table = Table("part", "ms", title=title, title_justify="left")
     for part, name in PARTS.items():
         table.add_row(name, f"{medians[part]:.3f}")

@@ -12,6 +12,7 @@ from PIL import Image
 from step3 import LLM, SamplingParams
 from step3.engine.kv_cache import KVCache
 from step3.engine.prefix_cache import PrefixCache
+from step3.engine.progress import reveal
 from step3.engine.request import PlacedPicture, Request, Sequence
 from step3.engine.sampling.state import SamplingState
 
@@ -91,3 +92,8 @@ def make_llm(checkpoint: str, **options: Any) -> LLM:
 def shared_llm(checkpoint: str) -> LLM:
     """A golden model with default options, for tests that leave nothing behind but cached prefixes."""
     return make_llm(checkpoint)
+
+
+def text_of(sequence: Sequence) -> str:
+    """What may be shown of an answer."""
+    return "".join(reveal(sequence))

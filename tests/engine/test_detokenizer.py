@@ -22,7 +22,7 @@ def table(tokenizer: PreTrainedTokenizerFast) -> TokenTable:
 
 def text_of(table: TokenTable, tokens: list[int], skip_special_tokens: bool = True) -> str:
     detokenizer = Detokenizer(table, skip_special_tokens)
-    return "".join(detokenizer.push(token) for token in tokens)
+    return "".join(detokenizer.push([token]) for token in tokens)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_shows_a_character_only_when_it_is_whole(
     tokens = tokenizer.encode("👩")
     assert len(tokens) > 1
     detokenizer = Detokenizer(table, skip_special_tokens=True)
-    assert [detokenizer.push(token) for token in tokens] == [*[""] * (len(tokens) - 1), "👩"]
+    assert [detokenizer.push([token]) for token in tokens] == [*[""] * (len(tokens) - 1), "👩"]
 
 
 @pytest.mark.parametrize("skip_special_tokens", [True, False])

@@ -1,7 +1,7 @@
 """What ends an answer, and what of it is shown."""
 
 import pytest
-from engine_requests import make_request, shared_llm
+from engine_requests import make_request, shared_llm, text_of
 
 from step3 import SamplingParams
 from step3.engine.detokenizer import Detokenizer, TokenTable
@@ -42,7 +42,7 @@ def make_answer(
 
 
 def ended(sequence: Sequence) -> tuple[str, str | None, int | str | None]:
-    return sequence.text, sequence.finish_reason, sequence.stop_reason
+    return text_of(sequence), sequence.finish_reason, sequence.stop_reason
 
 
 def test_goes_on_while_nothing_ends_it(table: TokenTable) -> None:
@@ -89,7 +89,7 @@ def test_nothing_stops_it_before_its_shortest(table: TokenTable) -> None:
 def test_what_may_begin_a_stop_string_waits_until_the_end(table: TokenTable) -> None:
     sequence = make_answer(table, stop=("bcd",), longest=3)
     advance(sequence, letters(table, "ab"), None, now=0.0)
-    assert sequence.text == "a"
+    assert text_of(sequence) == "a"
     advance(sequence, letters(table, "c"), None, now=0.0)
     assert ended(sequence) == ("abc", "length", None)
 
@@ -112,4 +112,4 @@ def test_flushing_without_stop_strings_adds_nothing(table: TokenTable) -> None:
     sequence = make_answer(table)
     advance(sequence, letters(table, "a"), None, now=0.0)
     flush(sequence)
-    assert sequence.text == "a"
+    assert text_of(sequence) == "a"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_requests import make_llm
+from engine_requests import make_llm, text_of
 from torch import Tensor
 
 from step3 import LLM, SamplingParams
@@ -180,7 +180,8 @@ def draft_some_right(draw: random.Random, sequences: list[Sequence]) -> None:
 def answers(request: Request) -> list[Any]:
     """All that must not depend on what else is in the engine."""
     told = [
-        (s.output_token_ids, s.text, s.finish_reason, s.stop_reason, s.logprobs) for s in request.sequences
+        (s.output_token_ids, text_of(s), s.finish_reason, s.stop_reason, s.logprobs)
+        for s in request.sequences
     ]
     return [request.prompt_token_ids, request.prompt_logprobs, told]
 

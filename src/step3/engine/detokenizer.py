@@ -1,9 +1,10 @@
-"""Tokens into text, one at a time, without ever showing half a character."""
+"""Tokens into text, as they come, without ever showing half a character."""
 
 from __future__ import annotations
 
 import codecs
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from step3.errors import Step3Error
@@ -70,11 +71,10 @@ class Detokenizer:
         self._hidden = table.special if skip_special_tokens else frozenset()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def push(self, token: int) -> str:
-        """The text that the token adds: whole characters; the bytes of an unfinished one wait for more.
+    def push(self, tokens: Sequence[int]) -> str:
+        """The text that tokens add: whole characters; the bytes of an unfinished one wait for more.
 
         Bytes that no continuation can make a character of become U+FFFD, as in the tokenizer's `decode`.
         """
-        if token in self._hidden:
-            return ""
-        return self._decoder.decode(self._table.bytes_of(token))
+        bytes_of, hidden = self._table.bytes_of, self._hidden
+        return self._decoder.decode(b"".join([bytes_of(token) for token in tokens if token not in hidden]))

@@ -71,7 +71,8 @@ class KVCache:
 
     def commit(self, sequence: Sequence) -> None:
         """The sequence's computed tokens are in its blocks: others may use them."""
-        if self.prefixes is not None:
+        has_full = sequence.num_computed - sequence.num_named * self.block_size >= self.block_size
+        if has_full and self.prefixes is not None:
             self.prefixes.insert(sequence, sequence.num_computed)
 
     def release(self, sequence: Sequence) -> None:

@@ -145,6 +145,8 @@ class Lane:
 
     def _score_prompts(self, step: list[Scheduled], batch: Batch, hidden: Tensor) -> None:
         """Log-probabilities of the prompt tokens behind those computed, for the requests that want them."""
+        if not any(scheduled.sequence.scores_prompt for scheduled in step):
+            return
         for (sequence, first, num_tokens, _), row in zip(step, batch.starts, strict=True):
             if not sequence.scores_prompt:
                 continue

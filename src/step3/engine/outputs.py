@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from step3.engine.detokenizer import TokenTable
+from step3.engine.progress import reveal
 from step3.engine.request import Request, Sequence
 from step3.engine.sampling.logprobs import TokenLogprobs
 
@@ -141,7 +142,7 @@ class OutputMaker:
             logprobs = made[tokens:]
         return CompletionOutput(
             index=sequence.choice,
-            text="".join(sequence.pieces[pieces:]),
+            text="".join(reveal(sequence)[pieces:]),
             token_ids=sequence.tokens[len(sequence.request.prompt_token_ids) + tokens :],
             cumulative_logprob=sequence.cumulative_logprob if has_logprobs else None,
             logprobs=logprobs,

@@ -1,4 +1,4 @@
-"""What a new token does to a sequence: its text grows, and it may be the last."""
+"""What a new token does to a sequence: it may be the last, and its text can be shown."""
 
 from __future__ import annotations
 
@@ -52,16 +52,18 @@ def replay(sequence: Sequence, tokens: Iterable[int]) -> None:
 
 
 def _ends(sequence: Sequence, token: int) -> bool:
-    """Shows the token's text; whether the token ends the sequence."""
+    """Whether the token, the last one, ends the sequence."""
     length = len(sequence.tokens)
     if token in sequence.stop_tokens and length >= sequence.shortest:
-        if sequence.request.params.include_stop_str_in_output:
-            show(sequence, token, is_armed=False)
+        if not sequence.request.params.include_stop_str_in_output:
+            sequence.text_end = length - 1
+        elif sequence.watch is not None:
+            _watch(sequence, is_armed=False)
         flush(sequence)
         sequence.finish_reason = "stop"
         sequence.stop_reason = None if token in sequence.request.eos_tokens else token
         return True
-    if show(sequence, token, is_armed=length > sequence.shortest):
+    if sequence.watch is not None and _watch(sequence, is_armed=length > sequence.shortest):
         return True
     if length >= sequence.longest:
         flush(sequence)
@@ -70,8 +72,22 @@ def _ends(sequence: Sequence, token: int) -> bool:
     return False
 
 
-def show(sequence: Sequence, token: int, is_armed: bool) -> bool:
-    """Adds a token's text, as far as it may be shown.
+def reveal(sequence: Sequence) -> list[str]:
+    """The pieces of text that may be shown so far.
+
+    Without stop strings nothing in the engine reads the text: it is made here, of many tokens at once.
+    """
+    end = len(sequence.tokens) if sequence.text_end is None else sequence.text_end
+    if sequence.num_shown < end and sequence.detokenizer is not None:
+        text = sequence.detokenizer.push(sequence.tokens[sequence.num_shown : end])
+        sequence.num_shown = end
+        if text:
+            sequence.pieces.append(text)
+    return sequence.pieces
+
+
+def _watch(sequence: Sequence, is_armed: bool) -> bool:
+    """Adds the last token's text, as far as it may be shown.
 
     Args:
         is_armed: whether a stop string that the token completes ends the sequence.
@@ -79,18 +95,15 @@ def show(sequence: Sequence, token: int, is_armed: bool) -> bool:
     Returns:
         Whether it has ended.
     """
-    if sequence.detokenizer is None:
+    if sequence.detokenizer is None or sequence.watch is None:
         return False
-    text = sequence.detokenizer.push(token)
-    matched = None
-    if sequence.watch is not None:
-        piece = sequence.watch.feed(text, armed=is_armed)
-        text, matched = piece.text, piece.matched
-    if text:
-        sequence.pieces.append(text)
-    if matched is None:
+    piece = sequence.watch.feed(sequence.detokenizer.push(sequence.tokens[-1:]), armed=is_armed)
+    sequence.num_shown = len(sequence.tokens)
+    if piece.text:
+        sequence.pieces.append(piece.text)
+    if piece.matched is None:
         return False
-    sequence.finish_reason, sequence.stop_reason = "stop", matched
+    sequence.finish_reason, sequence.stop_reason = "stop", piece.matched
     return True
 
 

@@ -74,7 +74,10 @@ class Sequence:
         num_cached_tokens: prompt tokens that were found in the cache at the first admission.
         features: of the request's pictures by number, while they are being filled in.
         watch: looks for stop strings; None where there are none.
-        pieces: what may be shown of the answer, as it came.
+        pieces: what may be shown of the answer, as it came; where nobody looks for stop strings, the text of
+            the last tokens is made only when it is asked for, see `step3.engine.progress.reveal`.
+        num_shown: how many of `tokens` have their text in `pieces`, or none to show.
+        text_end: how many of `tokens` have text to show, if not all.
         finish_reason: "stop", "length", "abort" or "error", as in vLLM; None while it goes on.
         stop_reason: the stop string or token that ended it.
     """
@@ -101,6 +104,8 @@ class Sequence:
     num_cached_tokens: int | None = None
     features: dict[int, Tensor] = field(default_factory=dict)
     pieces: list[str] = field(default_factory=list)
+    num_shown: int = field(init=False)
+    text_end: int | None = None
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     cumulative_logprob: float = 0.0
     finish_reason: str | None = None
@@ -109,10 +114,8 @@ class Sequence:
     first_token_time: float | None = None
     last_token_time: float | None = None
 
-    @property
-    def text(self) -> str:
-        """What may be shown of the answer."""
-        return "".join(self.pieces)
+    def __post_init__(self) -> None:
+        self.num_shown = len(self.request.prompt_token_ids)
 
     @property
     def output_token_ids(self) -> list[int]:
