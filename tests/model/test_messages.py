@@ -15,6 +15,7 @@ def test_parts_take_one_shape() -> None:
         {"type": "text", "text": "b"},
         {"type": "image_url", "image_url": {"url": "c.png", "detail": "high"}},
         {"type": "image_url", "image_url": "d.png"},
+        {"type": "image_pil", "image_pil": "a picture"},
         {"type": "image", "path": "e.png"},
     ]
     assert normalise({"role": "user", "content": content}, 0)["content"] == [
@@ -22,6 +23,7 @@ def test_parts_take_one_shape() -> None:
         {"type": "text", "text": "b"},
         {"type": "image", "image": "c.png"},
         {"type": "image", "image": "d.png"},
+        {"type": "image", "image": "a picture"},
         {"type": "image", "path": "e.png"},
     ]
 

@@ -19,9 +19,16 @@ LARGEST_SIZE = 1 << 31
 
 _CODE_REFERENCES = ("auto_map", "custom_pipelines")
 
+# Published files say `torch_dtype`; Transformers 5 says `dtype` and warns of whoever reads the other name.
+_NAMES = (
+    {"torch_dtype": "dtype"} if isinstance(getattr(PretrainedConfig, "torch_dtype", None), property) else {}
+)
+
 
 class Step3Config(PretrainedConfig):
     """What the three configurations share: how they are read from `config.json` and written back."""
+
+    attribute_map = _NAMES
 
     def __init__(self, **kwargs: Any) -> None:
         for field in _CODE_REFERENCES:

@@ -58,6 +58,8 @@ def _normalise_part(part: Any, turn: int) -> dict[str, Any]:
     if kind == "image_url":
         source = part.get("image_url")
         return {"type": "image", "image": source.get("url") if isinstance(source, Mapping) else source}
+    if kind == "image_pil":
+        return {"type": "image", "image": part.get("image_pil")}
     if kind == "image" or (kind == "text" and isinstance(part.get("text"), str)):
         return dict(part)
     raise PromptError(
