@@ -1,9 +1,18 @@
 """Random numbers: the published test vectors, uniformity, independence, and independence of the batch."""
 
+import numpy as np
 import pytest
 import torch
 
-from step3.engine.sampling.random_numbers import as_int64, gumbels, philox, request_seed, uniforms, words
+from step3.engine.sampling.random_numbers import (
+    as_int64,
+    gumbels,
+    philox,
+    philox_numpy,
+    request_seed,
+    uniforms,
+    words,
+)
 
 # Random123, kat_vectors, philox4x32 10: counter, key, result.
 PUBLISHED = [
@@ -24,6 +33,14 @@ PUBLISHED = [
 @pytest.mark.parametrize(("counter", "key", "expected"), PUBLISHED)
 def test_philox_gives_the_published_vectors(counter, key, expected):
     assert tuple(philox(torch.tensor(key), torch.tensor(counter)).tolist()) == expected
+
+
+def test_numpy_gives_what_torch_gives():
+    draw = torch.Generator().manual_seed(0)
+    key = torch.randint(0, 2**32, (2, 5, 1), generator=draw)
+    counter = torch.randint(0, 2**32, (4, 5, 7), generator=draw)
+    given = (one.numpy().view(np.uint64) for one in (key, counter))
+    assert philox_numpy(*given).astype(np.int64).tolist() == philox(key, counter).tolist()
 
 
 def column(*values):
