@@ -54,6 +54,7 @@ def test_an_answer_has_openais_shape_with_reasoning_apart() -> None:
         "completion_tokens": 1,
         "total_tokens": 8,
         "prompt_tokens_details": {"cached_tokens": 3},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
 
 
@@ -114,7 +115,7 @@ def test_several_answers_keep_their_numbers() -> None:
 def test_log_probabilities_have_openais_shape() -> None:
     script = [
         {"in_reasoning": False},
-        [1, 0, [[0, "é", 1, "stop", [[b"\xc3\xa9", -0.5, [[b"\xc3\xa9", -0.5]]]]]]],
+        [1, 0, [[0, "é", 1, 0, "stop", None, [[b"\xc3\xa9", -0.5, [[b"\xc3\xa9", -0.5]]]]]]],
     ]
     engine = StandIn(chat=script)
     body = post(engine, CHAT, {**HI, "logprobs": True, "top_logprobs": 1}).json()
@@ -145,7 +146,9 @@ def test_parameters_reach_the_engine_under_its_names() -> None:
 
 
 def test_completions_of_several_prompts_are_numbered_in_order() -> None:
-    engine = StandIn(complete=[[2, 1, [[0, "a", 1, "stop", None], [1, "b", 1, "length", None]]]])
+    engine = StandIn(
+        complete=[[2, 1, [[0, "a", 1, 0, "stop", None, None], [1, "b", 1, 0, "length", None, None]]]]
+    )
     body = post(engine, "/v1/completions", {"prompt": [[1, 2], [3, 4]], "n": 2}).json()
     assert [(one["index"], one["text"]) for one in body["choices"]] == [
         (0, "a"),
@@ -159,7 +162,7 @@ def test_completions_of_several_prompts_are_numbered_in_order() -> None:
 
 def test_completions_stream() -> None:
     engine = StandIn(
-        complete=[[2, 0, [[0, text, 1, end, None]]] for text, end in (("a", None), ("b", "stop"))]
+        complete=[[2, 0, [[0, text, 1, 0, end, None, None]]] for text, end in (("a", None), ("b", "stop"))]
     )
     chunks = events(post(engine, "/v1/completions", {"prompt": "x", "stream": True}).text)
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "ab"

@@ -1,4 +1,5 @@
-"""Errors as OpenAI's clients expect them: `{"error": {"message", "type", "param", "code"}}`."""
+"""Errors as clients expect them: OpenAI's `{"error": {"message", "type", "param", "code"}}`, and Anthropic's
+`{"type": "error", "error": {"type", "message"}}` for what is asked in its protocol."""
 
 from __future__ import annotations
 
@@ -22,7 +23,19 @@ _TYPES = {
     500: "internal_error",
     503: "service_unavailable_error",
 }
-_STATUS = {"invalid": 400, "overloaded": 429, "unavailable": 503, "internal": 500}
+_MESSAGES_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+MESSAGES_PATH = "/v1/messages"
+"""Where Anthropic's protocol is spoken."""
+
+_STATUS = {"invalid": 400, "late": 408, "overloaded": 429, "unavailable": 503, "internal": 500}
 RETRY_SECONDS = 1
 
 
@@ -48,10 +61,19 @@ def error_body(
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def error_response(fault: HTTPException) -> JSONResponse:
-    """The answer that tells of a fault."""
+def messages_error(status: int, message: str) -> dict[str, Any]:
+    """The JSON object of an error in Anthropic's protocol."""
+    kind = _MESSAGES_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": message}, "request_id": None}
+
+
+def error_response(fault: HTTPException, path: str) -> JSONResponse:
+    """The answer that tells of a fault, in the protocol that is spoken at `path`."""
     param, code = getattr(fault, "param", None), getattr(fault, "code", None)
-    body = error_body(fault.status_code, str(fault.detail), param, code)
+    if path.startswith(MESSAGES_PATH):
+        body = messages_error(fault.status_code, str(fault.detail))
+    else:
+        body = error_body(fault.status_code, str(fault.detail), param, code)
     return JSONResponse(body, fault.status_code, headers=dict(fault.headers or {}))
 
 
