@@ -170,6 +170,9 @@ def is_public(address: str) -> bool:
         # 2000::/3 is all that is handed out.
         if ip not in ipaddress.ip_network("2000::/3"):
             return False
+    # 192.0.0.0/24 is for protocols; releases of Python differ on parts of it.
+    elif ip in ipaddress.ip_network("192.0.0.0/24"):
+        return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
