@@ -60,6 +60,16 @@ class Server:
         assert response.status_code == 200, response.text
         return response.json()
 
+    def pids(self) -> list[int]:
+        """The HTTP process and the engine's."""
+        own = self.process.pid
+        return [own, *map(int, Path(f"/proc/{own}/task/{own}/children").read_text().split())]
+
+    def resident_kib(self) -> int:
+        """Memory of both processes."""
+        statuses = [Path(f"/proc/{pid}/status").read_text() for pid in self.pids()]
+        return sum(int(found[1]) for one in statuses if (found := re.search(r"VmRSS:\s+(\d+) kB", one)))
+
     def metric(self, name: str) -> float:
         found = re.search(rf"^step3_{name} (.+)$", self.http.get("/metrics").text, re.MULTILINE)
         assert found, name

@@ -84,10 +84,9 @@ def fault_of(failure: EngineFailure) -> RequestFault:
 
 def fault_of_validation(error: RequestValidationError) -> RequestFault:
     """The first thing that is wrong with a request's fields."""
-    first = error.errors()[0]
-    # Pydantic names the members of unions in the path too; a client knows only fields and places.
-    place = [part for part in first["loc"][1:] if isinstance(part, int) or part.islower()]
-    param = _path(place)
+    # Where a value may be of several kinds, the one that it fits best says most.
+    first = max(error.errors(), key=lambda one: len(one["loc"]))
+    param = _path(_place(first["loc"][1:], error.body, is_missing=first["type"] == "missing"))
     if first["type"] == "extra_forbidden":
         return RequestFault(400, f"Unrecognized request argument supplied: {param}", param)
     if first["type"] == "missing":
@@ -100,6 +99,17 @@ def fault_of_validation(error: RequestValidationError) -> RequestFault:
 
 def _said(error: Mapping[str, Any]) -> str:
     return str(error["msg"]).removeprefix("Value error, ")
+
+
+def _place(parts: Sequence[str | int], body: Any, is_missing: bool) -> list[str | int]:
+    """The fields and places among the parts of a path: pydantic names the kinds of values in it too."""
+    place: list[str | int] = []
+    for part in parts:
+        is_place = isinstance(body, list) and isinstance(part, int) and part < len(body)
+        if is_place or (isinstance(body, Mapping) and part in body):
+            place.append(part)
+            body = body[part]
+    return [*place, parts[-1]] if is_missing and parts else place
 
 
 def _path(parts: Sequence[str | int]) -> str | None:
