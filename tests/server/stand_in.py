@@ -50,10 +50,10 @@ class StandIn:
 
     def __init__(self, **scripts: list[Any]) -> None:
         self.scripts, self.asked, self.left = scripts, list[tuple[str, Any]](), list[str]()
-        self.info = {"max_num_seqs": 2, "max_model_len": 100}
+        self.info = {"max_num_seqs": 2, "max_model_len": 100, "max_pictures": 4}
         self.is_ready, self.restarts = True, 0
 
-    def call(self, method: str, arguments: Any) -> ScriptedCall:
+    def call(self, method: str, arguments: Any, seconds: float | None = None) -> ScriptedCall:
         if not self.is_ready:
             raise EngineFailure("unavailable", "the engine is being started")
         self.asked.append((method, arguments))
@@ -96,4 +96,4 @@ def get(supervisor: StandIn, path: str, headers: Mapping[str, str] = {}, **optio
 def answers(*pieces: tuple[int, str, str | None], in_reasoning: bool = False) -> list[Any]:
     """What the engine gives for a chat: 7 prompt tokens, a token for each piece (index, text, end)."""
     items: list[Any] = [{"in_reasoning": in_reasoning}]
-    return items + [[7, 3, [[index, text, 1, end, None]]] for index, text, end in pieces]
+    return items + [[7, 3, [[index, text, 1, 0, end, None, None]]] for index, text, end in pieces]

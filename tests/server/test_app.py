@@ -54,6 +54,7 @@ def test_an_answer_has_openais_shape_with_reasoning_apart() -> None:
         "completion_tokens": 1,
         "total_tokens": 8,
         "prompt_tokens_details": {"cached_tokens": 3},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
 
 
@@ -114,7 +115,7 @@ def test_several_answers_keep_their_numbers() -> None:
 def test_log_probabilities_have_openais_shape() -> None:
     script = [
         {"in_reasoning": False},
-        [1, 0, [[0, "é", 1, "stop", [[b"\xc3\xa9", -0.5, [[b"\xc3\xa9", -0.5]]]]]]],
+        [1, 0, [[0, "é", 1, 0, "stop", None, [[b"\xc3\xa9", -0.5, [[b"\xc3\xa9", -0.5]]]]]]],
     ]
     engine = StandIn(chat=script)
     body = post(engine, CHAT, {**HI, "logprobs": True, "top_logprobs": 1}).json()
@@ -145,7 +146,9 @@ def test_parameters_reach_the_engine_under_its_names() -> None:
 
 
 def test_completions_of_several_prompts_are_numbered_in_order() -> None:
-    engine = StandIn(complete=[[2, 1, [[0, "a", 1, "stop", None], [1, "b", 1, "length", None]]]])
+    engine = StandIn(
+        complete=[[2, 1, [[0, "a", 1, 0, "stop", None, None], [1, "b", 1, 0, "length", None, None]]]]
+    )
     body = post(engine, "/v1/completions", {"prompt": [[1, 2], [3, 4]], "n": 2}).json()
     assert [(one["index"], one["text"]) for one in body["choices"]] == [
         (0, "a"),
@@ -159,7 +162,7 @@ def test_completions_of_several_prompts_are_numbered_in_order() -> None:
 
 def test_completions_stream() -> None:
     engine = StandIn(
-        complete=[[2, 0, [[0, text, 1, end, None]]] for text, end in (("a", None), ("b", "stop"))]
+        complete=[[2, 0, [[0, text, 1, 0, end, None, None]]] for text, end in (("a", None), ("b", "stop"))]
     )
     chunks = events(post(engine, "/v1/completions", {"prompt": "x", "stream": True}).text)
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "ab"
@@ -334,3 +337,79 @@ def test_a_call_is_left_when_its_answer_is_given() -> None:
     post(engine, CHAT, HI)
     post(engine, CHAT, {**HI, "stream": True})
     assert engine.left == ["left", "left"]
+
+
+MESSAGES = {"model": "step3", "max_tokens": 9, **HI}
+
+
+def test_anthropics_clients_send_their_key_alone() -> None:
+    engine = StandIn(chat=answers((0, "x", "stop")))
+    keys: dict[str, Any] = {"api_keys": ("one",)}
+    refused = post(engine, "/v1/messages", MESSAGES, {"x-api-key": "two"}, **keys)
+    assert (refused.status_code, refused.json()["error"]["type"]) == (401, "authentication_error")
+    assert post(engine, "/v1/messages", MESSAGES, {"x-api-key": "one"}, **keys).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"max_tokens": None}, "max_tokens"),
+        ({"messages": []}, "messages"),
+        ({"temprature": 1}, "temprature"),
+        ({"mcp_servers": []}, "mcp_servers"),
+        ({"tool_choice": {"type": "any"}}, "no tools"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 0}}, "budget_tokens"),
+        ({"messages": [{"role": "user", "content": [{"type": "document"}]}]}, "document"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "system"),
+    ],
+)
+def test_anthropics_errors_have_its_shape_and_say_what_is_wrong(change: dict[str, Any], said: str) -> None:
+    engine = StandIn(chat=answers((0, "x", "stop")))
+    response = post(engine, "/v1/messages", {**MESSAGES, **change})
+    assert response.status_code == 400
+    body = response.json()
+    assert (body["type"], body["error"]["type"]) == ("error", "invalid_request_error")
+    assert said in body["error"]["message"]
+    assert not engine.asked
+
+
+def test_a_messages_stream_that_fails_ends_with_an_error_event() -> None:
+    engine = StandIn(chat=[*answers((0, "a", None)), EngineGone()])
+    text = post(engine, "/v1/messages", {**MESSAGES, "stream": True}).text
+    assert text.index("event: message_start") < text.index("event: error")
+    assert '"overloaded_error"' in text
+
+
+def test_a_responses_stream_that_fails_says_so() -> None:
+    engine = StandIn(chat=[*answers((0, "a", None)), EngineGone()])
+    text = post(engine, "/v1/responses", {"input": "hi", "stream": True}).text
+    assert "event: response.failed" in text
+    assert "response.completed" not in text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_takes_too_long_is_given_up(stream: bool) -> None:
+    engine = StandIn(chat=[EngineFailure("late", "not complete within 1 s")])
+    response = post(engine, CHAT, {**HI, "stream": stream}, request_seconds=1)
+    assert (response.status_code, response.json()["error"]["type"]) == (408, "timeout_error")
+
+
+def test_origins_that_are_named_are_let_in() -> None:
+    headers = {"origin": "https://a.org", "access-control-request-method": "POST"}
+    allowed = {"allowed_origins": ("https://a.org",), "api_keys": ("one",)}
+    granted = get(StandIn(), "/health", headers, **allowed).headers["access-control-allow-origin"]
+    assert granted == "https://a.org"
+    other = get(StandIn(), "/health", {"origin": "https://b.org"}, **allowed)
+    assert "access-control-allow-origin" not in other.headers
+
+
+def test_the_reference_describes_all_paths_and_loads_nothing_from_elsewhere() -> None:
+    page = get(StandIn(), "/docs", api_keys=("one",))
+    assert page.status_code == 200
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "//" not in page.text.replace("<!doctype html>", "")
+    paths = get(StandIn(), "/openapi.json").json()["paths"]
+    assert {CHAT, "/v1/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens"} <= set(
+        paths
+    )
+    assert "422" not in paths[CHAT]["post"]["responses"]

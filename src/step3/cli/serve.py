@@ -1,4 +1,4 @@
-"""`step3 serve`: an OpenAI-compatible server."""
+"""`step3 serve`: a server for OpenAI's and Anthropic's clients."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from step3.server.supervisor import Supervisor
 
 _LIMITS = "Limits of requests"
+_MEDIA = "Pictures by URL"
 _ENGINE = "Engine"
 _PARALLEL = "Parallelism (one process so far: anything over 1 is refused)"
 _MODEL = "Model"
@@ -115,6 +116,42 @@ def serve(
     max_waiting: int = typer.Option(
         256, min=0, help="Answers that may wait; more are told 429.", rich_help_panel=_LIMITS
     ),
+    request_seconds: float = typer.Option(
+        3600, min=0.1, help="Longest that an answer may take.", rich_help_panel=_LIMITS
+    ),
+    body_seconds: float = typer.Option(
+        60, min=0.1, help="Longest that a request's body may take to arrive.", rich_help_panel=_LIMITS
+    ),
+    idle_seconds: float = typer.Option(
+        30, min=0.1, help="Longest that a connection may be silent between requests.", rich_help_panel=_LIMITS
+    ),
+    write_seconds: float = typer.Option(
+        60, min=0.1, help="Longest that a client may leave an answer unread.", rich_help_panel=_LIMITS
+    ),
+    allowed_origins: list[str] = typer.Option(
+        [],
+        help="Web pages from elsewhere that may ask (CORS); may be given several times.",
+        rich_help_panel=_LIMITS,
+    ),
+    allowed_media_domains: list[str] = typer.Option(
+        [],
+        help="Host that pictures may be fetched from by https, *.example.org for all below; may be given "
+        "several times. Left out, none are fetched.",
+        rich_help_panel=_MEDIA,
+    ),
+    media_max_mib: int = typer.Option(
+        20, min=1, max=512, help="Largest picture that is fetched.", rich_help_panel=_MEDIA
+    ),
+    media_seconds: float = typer.Option(
+        10, min=0.1, help="Longest that fetching one may take.", rich_help_panel=_MEDIA
+    ),
+    media_max_redirects: int = typer.Option(
+        3,
+        min=0,
+        max=20,
+        help="Redirects that are followed, each checked as the first URL.",
+        rich_help_panel=_MEDIA,
+    ),
     tensor_parallel_size: int = typer.Option(
         1, "--tensor-parallel-size", "-tp", "--tp", "--tp-size", rich_help_panel=_PARALLEL
     ),
@@ -128,7 +165,7 @@ def serve(
     node_rank: int = typer.Option(0, rich_help_panel=_PARALLEL),
     dist_init_addr: str | None = typer.Option(None, rich_help_panel=_PARALLEL),
 ) -> None:
-    """Serve a model to every OpenAI client: /v1/chat/completions, /v1/completions, /v1/models.
+    """Serve a model to OpenAI's and Anthropic's clients, which find it at /v1.
 
     Flags have vLLM's names, and SGLang's where those differ: commands for either work unchanged.
 
@@ -141,8 +178,9 @@ def serve(
     curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
          -d '{"messages": [{"role": "user", "content": "Hello"}]}'
 
-    Pictures are sent as data:image/png;base64,... Prometheus reads /metrics, load balancers /health. Ctrl-C
-    or SIGTERM lets running requests finish; a second Ctrl-C does not.
+    Pictures are sent as data:image/png;base64,..., or by URL from the hosts that --allowed-media-domains
+    names. /docs describes all paths. Prometheus reads /metrics, load balancers /health. Ctrl-C or SIGTERM
+    lets running requests finish; a second Ctrl-C does not.
     """
     from step3.errors import Step3Error
 
@@ -192,6 +230,17 @@ def serve(
         drain_seconds=drain_seconds,
         max_body_bytes=max_body_mib << 20,
         max_waiting=max_waiting,
+        request_seconds=request_seconds,
+        body_seconds=body_seconds,
+        idle_seconds=idle_seconds,
+        write_seconds=write_seconds,
+        allowed_origins=tuple(allowed_origins),
+        fetch_options={
+            "hosts": _names(allowed_media_domains),
+            "max_bytes": media_max_mib << 20,
+            "seconds": media_seconds,
+            "max_redirects": media_max_redirects,
+        },
         engine={name: value for name, value in given.items() if value is not None},
         **{name: value for name, value in optional.items() if value is not None},
     )
@@ -212,6 +261,11 @@ def refuse_parallelism(sizes: dict[str, int], node_rank: int, dist_init_addr: st
             "--node-rank and --dist-init-addr are for several machines, and this server runs on one: "
             "leave them out"
         )
+
+
+def _names(given: list[str]) -> tuple[str, ...]:
+    """Values that are given one by one, or several with commas between."""
+    return tuple(name.strip() for one in given for name in one.split(",") if name.strip())
 
 
 def picture_limit(text: str) -> dict[str, int]:
@@ -236,7 +290,7 @@ def picture_limit(text: str) -> dict[str, int]:
     return limits
 
 
-def _run(**options: Any) -> None:
+def _run(fetch_options: dict[str, Any], **options: Any) -> None:
     import asyncio
     import logging
 
@@ -244,12 +298,16 @@ def _run(**options: Any) -> None:
 
     try:
         from step3.server.config import ServerConfig
+        from step3.server.pictures import FetchLimits
         from step3.server.run import run
     except ModuleNotFoundError as error:
         raise Step3Error(f"{error.name} is not installed: pip install 'step3[server]'") from None
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
-    console, config = Console(stderr=True, highlight=False), ServerConfig(**options)
+    console, config = (
+        Console(stderr=True, highlight=False),
+        ServerConfig(fetch=FetchLimits(**fetch_options), **options),
+    )
     with console.status(f"Loading {config.served_model_names[0]} ...") as status:
 
         def tell(url: str, supervisor: Supervisor) -> None:
@@ -269,6 +327,6 @@ def _show_banner(console: Console, config: ServerConfig, url: str, supervisor: S
     console.print(f"  {info['max_num_seqs']} answers of {info['max_model_len']:,} tokens on {info['device']}")
     console.print(f"  {info['memory']}")
     keys = "requests need an API key" if config.api_keys else "anybody who reaches it may ask"
-    console.print(f"  {keys}; /health, /metrics, /openapi.json; Ctrl-C stops")
+    console.print(f"  {keys}; /docs, /health, /metrics; Ctrl-C stops")
     if not config.api_keys and config.host not in ("127.0.0.1", "localhost", "::1"):
         console.print("  [bold yellow]open to the network without a key:[/] set STEP3_API_KEY to ask for one")

@@ -117,6 +117,16 @@ class AsyncLLM:
         text, pictures = await self._in_intake(render)
         return {"prompt": text, "multi_modal_data": {"image": pictures}}
 
+    async def count_tokens(self, prompt: Prompt) -> int:
+        """The length of a prompt as the network would see it, with the places of its pictures.
+
+        Raises:
+            Step3Error: the prompt cannot be served.
+        """
+        prompts = self._model.intake.prompts
+        prompt = await asyncio.to_thread(prompts.read_pictures, prompt)
+        return len((await self._in_intake(partial(prompts.read, prompt, None))).ids)
+
     async def generate(
         self,
         prompt: Prompt,

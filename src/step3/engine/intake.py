@@ -139,6 +139,9 @@ class Intake:
         stop_tokens = request.eos_tokens
         if params.stop_token_ids:
             stop_tokens = stop_tokens.union(params.stop_token_ids)
+        thought_end = None
+        if params.thinking_token_budget is not None:
+            thought_end = self._end_of_open_reasoning(request.prompt_token_ids)
         length = len(request.prompt_token_ids)
         longest = min(self._max_model_len, length + (params.max_tokens or self._max_model_len))
         answers = []
@@ -151,6 +154,7 @@ class Intake:
                 vocab_size=self._vocabulary,
                 eos_token_ids=self._stop_token_ids,
                 bad_words=bad_words,
+                thought_end=thought_end,
             )
             answer = Answer(
                 request=request,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from step3.server.config import ServerConfig
+from step3.server.conversation import conversation
 from step3.server.engine_client import EngineFailure
 from step3.server.errors import RequestFault, error_body, fault_of
 from step3.server.front_door import Gate
-from step3.server.protocol import Sampling
+from step3.server.pictures import PictureSource
+from step3.server.protocol import Message
 from step3.server.supervisor import Supervisor
 
 Logprobs = list[list[Any]]
@@ -22,11 +24,17 @@ Logprobs = list[list[Any]]
 
 @dataclass
 class Usage:
-    """Tokens of a request, as the engine counts them."""
+    """Tokens of a request, as the engine counts them.
+
+    Attributes:
+        cached: prompt tokens whose keys and values were there already.
+        thoughts: those of the answers' tokens that are reasoning.
+    """
 
     prompt: int = 0
     cached: int = 0
     answers: int = 0
+    thoughts: int = 0
 
     def json(self) -> dict[str, Any]:
         return {
@@ -34,6 +42,7 @@ class Usage:
             "completion_tokens": self.answers,
             "total_tokens": self.prompt + self.answers,
             "prompt_tokens_details": {"cached_tokens": self.cached},
+            "completion_tokens_details": {"reasoning_tokens": self.thoughts},
         }
 
 
@@ -44,11 +53,13 @@ class Piece:
     Attributes:
         index: which answer.
         finish_reason: set in its last piece.
+        stop: the stop string that ended it.
     """
 
     index: int
     text: str
     finish_reason: str | None
+    stop: str | None
     logprobs: Logprobs | None
 
 
@@ -59,10 +70,20 @@ class Answering:
     config: ServerConfig
     supervisor: Supervisor
     gate: Gate
+    pictures: PictureSource
 
     def now(self) -> int:
         """Seconds since 1970."""
         return int(time.time())
+
+    async def conversation(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """Messages as the engine takes them, with their pictures read.
+
+        Raises:
+            RequestFault: see `step3.server.conversation`.
+        """
+        most = self.supervisor.info["max_pictures"]
+        return await conversation(messages, self.pictures, most, self.config.max_body_bytes)
 
     def model_name(self, asked: str | None) -> str:
         """What answers call the model.
@@ -80,21 +101,24 @@ class Answering:
             )
         return asked or names[0]
 
-    def params(self, body: Sampling, longest: int | None) -> dict[str, Any]:
-        """The sampling parameters of a request, with at most so many tokens as the server allows."""
+    def longest(self, asked: int | None, name: str = "max_tokens") -> int | None:
+        """The longest answer in tokens, None for what the context holds; `name` is the field's.
+
+        Raises:
+            RequestFault: it is longer than this server allows.
+        """
         limit = self.config.max_output_tokens
-        if limit is not None and longest is not None and longest > limit:
-            raise RequestFault(400, f"max_tokens is {longest}, this server allows {limit}", "max_tokens")
-        return {**body.params(), "max_tokens": limit if longest is None else longest}
+        if limit is not None and asked is not None and asked > limit:
+            raise RequestFault(400, f"{name} is {asked}, this server allows {limit}", name)
+        return limit if asked is None else asked
 
     @contextmanager
-    def room(self, body: Sampling, prompts: int = 1) -> Iterator[None]:
+    def room(self, count: int) -> Iterator[None]:
         """Holds a place for each answer.
 
         Raises:
             RequestFault: too many answers are asked for, or being made.
         """
-        count = (body.n or 1) * prompts
         if count > self.config.max_n:
             raise RequestFault(
                 400, f"{count} answers are asked for, this server gives at most {self.config.max_n}", "n"
@@ -112,7 +136,7 @@ class Answering:
             RequestFault: the engine refuses, or fails.
         """
         try:
-            async with self.supervisor.call(method, arguments) as call:
+            async with self.supervisor.call(method, arguments, self.config.request_seconds) as call:
                 async for item in call:
                     yield item
         except EngineFailure as failure:
@@ -138,15 +162,16 @@ def read_output(item: Any, usage: Usage, offset: int = 0) -> list[Piece]:
     """
     _, _, answers = item
     pieces = []
-    for index, text, num_tokens, finish_reason, logprobs in answers:
+    for index, text, num_tokens, num_thoughts, finish_reason, stop, logprobs in answers:
         usage.answers += num_tokens
-        pieces.append(Piece(offset + index, text, finish_reason, logprobs))
+        usage.thoughts += num_thoughts
+        pieces.append(Piece(offset + index, text, finish_reason, stop, logprobs))
     return pieces
 
 
 def new_id(prefix: str) -> str:
-    """A name for an answer."""
-    return f"{prefix}-{uuid.uuid4().hex}"
+    """A name for an answer or a part of one, which begins with `prefix`."""
+    return prefix + uuid.uuid4().hex
 
 
 def error_event(fault: RequestFault) -> dict[str, Any]:

@@ -23,8 +23,8 @@ class CompletionAnswer:
         """
         self._answering, self._body = answering, body
         self._model = answering.model_name(body.model)
-        self._id, self._usage = new_id("cmpl"), Usage()
-        self._params = answering.params(body, body.max_tokens)
+        self._id, self._usage = new_id("cmpl-"), Usage()
+        self._params = {**body.params(), "max_tokens": answering.longest(body.max_tokens)}
         self._params["skip_special_tokens"] = body.skip_special_tokens
         if body.logprobs is not None:
             self._params["logprobs"] = body.logprobs
@@ -61,7 +61,7 @@ class CompletionAnswer:
         yield DONE
 
     async def _pieces(self) -> AsyncGenerator[Piece, None]:
-        with self._answering.room(self._body, len(self._body.prompts)):
+        with self._answering.room((self._body.n or 1) * len(self._body.prompts)):
             async with aclosing(self._of_prompts()) as pieces:
                 async for piece in pieces:
                     yield piece

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from step3.errors import Step3Error
+from step3.server.pictures import FetchLimits
 
 
 class ServerError(Step3Error):
@@ -30,8 +31,12 @@ class ServerConfig:
             to come back later.
         keep_alive_seconds: how long a stream may be silent before a comment shows that it lives.
         body_seconds: how long a request's body may take to arrive.
-        write_seconds: how long a client may leave a stream unread before it is taken for gone.
+        request_seconds: how long an answer may take, waiting included.
+        idle_seconds: how long a connection may be open without a request, or a request's head take to arrive.
+        write_seconds: how long a client may leave an answer unread before it is taken for gone.
         drain_seconds: how long running requests may take to finish when the server is told to stop.
+        allowed_origins: web pages from elsewhere that may ask, as browsers name them; none by default.
+        fetch: which pictures are fetched by their URLs, and at what cost.
         engine: options of `step3.engine.config.EngineConfig`.
     """
 
@@ -47,8 +52,12 @@ class ServerConfig:
     max_waiting: int = 256
     keep_alive_seconds: float = 15.0
     body_seconds: float = 60.0
+    request_seconds: float = 3600.0
+    idle_seconds: float = 30.0
     write_seconds: float = 60.0
     drain_seconds: float = 60.0
+    allowed_origins: tuple[str, ...] = ()
+    fetch: FetchLimits = field(default_factory=FetchLimits)
     engine: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -60,7 +69,9 @@ class ServerConfig:
             raise ServerError("an API key is empty, which everybody knows: give a longer one, or none")
         for name in ("max_body_bytes", "max_json_depth", "max_n", "max_pixels"):
             self._need_positive(name)
-        for name in ("keep_alive_seconds", "body_seconds", "write_seconds", "drain_seconds"):
+        for name in ("keep_alive_seconds", "body_seconds", "request_seconds", "idle_seconds"):
+            self._need_positive(name)
+        for name in ("write_seconds", "drain_seconds"):
             self._need_positive(name)
         if self.max_output_tokens is not None:
             self._need_positive("max_output_tokens")

@@ -2,47 +2,47 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 from step3.server.body import parse_json
 from step3.server.errors import RequestFault
+from step3.server.pictures import PictureSource
 from step3.server.protocol import Message
 
 MAX_ARGUMENTS_DEPTH = 64
 
 
-def conversation(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """The messages with their pictures decoded from base64.
+async def conversation(
+    messages: Sequence[Message], pictures: PictureSource, max_pictures: int, max_bytes: int
+) -> list[dict[str, Any]]:
+    """The messages with the files of their pictures, which are read beside each other.
+
+    Args:
+        max_pictures, max_bytes: of all pictures together; too many are not fetched.
 
     Raises:
-        RequestFault: a picture is not a `data:` URL of base64, or a tool call's arguments are no JSON object.
+        RequestFault: a picture cannot be had, there are too many, or a call's arguments are no JSON object.
     """
-    return [_message(message, turn) for turn, message in enumerate(messages)]
-
-
-def picture_bytes(url: str, param: str) -> bytes:
-    """The file in a `data:image/png;base64,...` or `data:image;base64,...` URL.
-
-    Raises:
-        RequestFault: the URL is of another kind, or its base64 is broken.
-    """
-    if not url[:5].lower() == "data:":
+    given = [_message(message, turn) for turn, message in enumerate(messages)]
+    parts = [part for message in given for part in message["content"] if isinstance(part, dict)]
+    waiting = [part for part in parts if part["type"] == "image"]
+    if len(waiting) > max_pictures:
         raise RequestFault(
-            400,
-            f"{param}: this server fetches no pictures; send them as data:image/png;base64,...",
-            param,
+            400, f"the request has {len(waiting)} pictures, {max_pictures} are allowed: send fewer"
         )
-    header, comma, text = url.partition(",")
-    kind, *rest = header[5:].lower().split(";")
-    if not comma or rest[-1:] != ["base64"] or kind.partition("/")[0] != "image":
-        raise RequestFault(400, f"{param}: a picture must look like data:image/png;base64,...", param)
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise RequestFault(400, f"{param}: the picture's base64 is broken or cut off", param) from None
+    left = max_bytes
+
+    async def read(part: dict[str, Any]) -> None:
+        nonlocal left
+        part["image"] = await pictures.read(*part["image"])
+        left -= len(part["image"])
+        if left < 0:
+            raise RequestFault(413, f"the pictures are over {max_bytes:,} bytes together: send smaller ones")
+
+    await asyncio.gather(*map(read, waiting))
+    return given
 
 
 def _message(message: Message, turn: int) -> dict[str, Any]:
@@ -52,10 +52,7 @@ def _message(message: Message, turn: int) -> dict[str, Any]:
         given["content"] = [
             {"type": "text", "text": part.text}
             if part.type == "text"
-            else {
-                "type": "image",
-                "image": picture_bytes(part.url, f"messages[{turn}].content[{place}].image_url"),
-            }
+            else {"type": "image", "image": (part.url, f"messages[{turn}].content[{place}].image_url")}
             for place, part in enumerate(message.content)
         ]
     else:

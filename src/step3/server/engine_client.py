@@ -12,15 +12,15 @@ from typing import Any, Literal
 from step3.errors import Step3Error
 from step3.server.frames import Connection
 
-Kind = Literal["invalid", "overloaded", "unavailable", "internal"]
+Kind = Literal["invalid", "late", "overloaded", "unavailable", "internal"]
 
 
 class EngineFailure(Step3Error):
     """The engine did not answer a call.
 
     Attributes:
-        kind: whether the request is at fault ("invalid"), may be tried again later ("overloaded",
-            "unavailable"), or the engine is at fault ("internal").
+        kind: whether the request is at fault ("invalid"), took too long ("late"), may be tried again later
+            ("overloaded", "unavailable"), or the engine is at fault ("internal").
     """
 
     def __init__(self, kind: Kind, message: str) -> None:
@@ -38,8 +38,12 @@ class EngineGone(EngineFailure):
 class Call:
     """One call's answers, as an async context manager; leaving it early ends the call in the engine."""
 
-    def __init__(self, start: Callable[[], None], abort: Callable[[], None]) -> None:
-        self._start, self._abort = start, abort
+    def __init__(
+        self, start: Callable[[], None], abort: Callable[[], None], seconds: float | None = None
+    ) -> None:
+        """`seconds` is how long all the answers may take; None is for ever."""
+        self._start, self._abort, self._seconds = start, abort, seconds
+        self._limit: asyncio.TimerHandle | None = None
         self._answers: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
         self._has_ended = False
 
@@ -47,12 +51,16 @@ class Call:
         self._answers.put_nowait((kind, value))
 
     async def __aenter__(self) -> Call:
+        if self._seconds is not None:
+            self._limit = asyncio.get_running_loop().call_later(self._seconds, self.put, "late", None)
         self._start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._limit is not None:
+            self._limit.cancel()
         if not self._has_ended:
             self._has_ended = True
             self._abort()
@@ -69,6 +77,8 @@ class Call:
         kind, value = await self._answers.get()
         if kind == "item":
             return value
+        if kind == "late":
+            raise EngineFailure("late", f"the answer was not complete within {self._seconds:g} s")
         self._has_ended = True
         if kind == "end":
             raise StopAsyncIteration
@@ -90,8 +100,8 @@ class EngineClient:
     async def connect(self, end: socket.socket) -> None:
         await asyncio.get_running_loop().create_connection(lambda: self._connection, sock=end)
 
-    def call(self, method: str, arguments: Any) -> Call:
-        """A call that is made when its context is entered."""
+    def call(self, method: str, arguments: Any, seconds: float | None = None) -> Call:
+        """A call that is made when its context is entered, and may take so many seconds."""
         number = next(self._numbers)
 
         def start() -> None:
@@ -105,7 +115,7 @@ class EngineClient:
             if self._calls.pop(number, None) is not None:
                 self._connection.send([number, "abort", None])
 
-        call = Call(start, abort)
+        call = Call(start, abort, seconds)
         return call
 
     async def ask(self, method: str, arguments: Any) -> Any:

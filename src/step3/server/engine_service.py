@@ -17,6 +17,8 @@ from step3.engine.sampling.params import RequestOutputKind, SamplingParams
 from step3.engine.sampling.tool_grammar import tool_call_form
 from step3.model.pictures import FORMATS, PictureError
 from step3.server.literal_text import LiteralText
+from step3.server.reasoning import THINK, THINK_END
+from step3.server.tool_calls import CALL_END
 
 _DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -39,11 +41,12 @@ class EngineService:
         self._max_characters = max(map(len, self._table.tokens)) * self._llm.memory.max_model_len
         recommended = self._llm.get_default_sampling_params()
         self._defaults = {name: getattr(recommended, name) for name in _DEFAULTS}
-        self._think, self._end_think = (self._id(name) for name in ("<think>", "</think>"))
+        self._think, self._end_think, self._end_call = map(self._id, (THINK, THINK_END, CALL_END))
         self.methods: dict[str, Callable[[Any], AsyncGenerator[Any, None]]] = {
             "chat": self.chat,
             "complete": self.complete,
             "tokenize": self.tokenize,
+            "count_tokens": self.count_tokens,
             "detokenize": self.detokenize,
             "statistics": self.statistics,
         }
@@ -57,6 +60,7 @@ class EngineService:
         return {
             "max_model_len": self._llm.memory.max_model_len,
             "max_num_seqs": self._llm.config.max_num_seqs,
+            "max_pictures": self._llm.config.max_pictures,
             "memory": str(self._llm.memory),
             "device": self._llm.config.device,
         }
@@ -68,16 +72,19 @@ class EngineService:
         """Answers a conversation. First comes `{"in_reasoning": bool}`, then what `_answer` gives.
 
         `asked` has messages, tools, template (its variables), tool_choice (None, "required" or a function's
-        name), parallel, params, stream and priority.
+        name), parallel, params, thinking_budget, stream and priority.
         """
         ids, pictures = await self._render(asked)
         params = dict(asked["params"])
         if asked["tool_choice"] is not None:
             form = tool_call_form(asked["tools"], asked["tool_choice"], asked["parallel"])
             params["structured_outputs"] = form
-        yield {"in_reasoning": self._is_in_reasoning(ids)}
-        prompt = {"prompt_token_ids": ids, "multi_modal_data": {"image": pictures}}
-        async for output in self._answer(prompt, params, asked):
+        in_reasoning = self._is_in_reasoning(ids)
+        if in_reasoning and asked["thinking_budget"] is not None:
+            params["thinking_token_budget"] = asked["thinking_budget"]
+        yield {"in_reasoning": in_reasoning}
+        self._end_after_one_call(asked, params)
+        async for output in self._answer(_prompt(ids, pictures), params, asked, in_reasoning):
             yield output
 
     async def complete(self, asked: Mapping[str, Any]) -> AsyncGenerator[Any, None]:
@@ -95,6 +102,11 @@ class EngineService:
         strings = self._tokenizer.convert_ids_to_tokens(ids) if asked["with_strings"] else None
         yield {"tokens": ids, "strings": strings}
 
+    async def count_tokens(self, asked: Mapping[str, Any]) -> AsyncGenerator[Any, None]:
+        """The length of a conversation's prompt with the places of its pictures; see `chat`."""
+        ids, pictures = await self._render(asked)
+        yield await self._llm.count_tokens(_prompt(ids, pictures))
+
     async def detokenize(self, ids: Sequence[int]) -> AsyncGenerator[Any, None]:
         """The text of token ids, control tokens included."""
         for token in ids:
@@ -108,15 +120,16 @@ class EngineService:
         yield asdict(self._llm.get_statistics())
 
     async def _answer(
-        self, prompt: Any, params: Mapping[str, Any], asked: Mapping[str, Any]
+        self, prompt: Any, params: Mapping[str, Any], asked: Mapping[str, Any], in_reasoning: bool = False
     ) -> AsyncGenerator[Any, None]:
         """`[prompt tokens, cached tokens, answers]` as they come, or once, whole; answers as in `_pack`."""
         chosen = SamplingParams.from_options({**self._defaults, **params})
         kind = RequestOutputKind.DELTA if asked["stream"] else RequestOutputKind.FINAL_ONLY
         stream = self._llm.generate(prompt, replace(chosen, output_kind=kind), priority=asked["priority"])
+        thinking = set(range(chosen.n)) if in_reasoning else set[int]()
         try:
             async for output in stream:
-                yield self._pack(output, chosen.logprobs)
+                yield self._pack(output, chosen.logprobs, thinking)
         finally:
             await stream.aclose()  # type: ignore[attr-defined]
 
@@ -142,6 +155,11 @@ class EngineService:
             if part["type"] == "image":
                 _check_header(part["image"], self._max_pixels)
 
+    def _end_after_one_call(self, asked: Mapping[str, Any], params: dict[str, Any]) -> None:
+        """Where the model may choose to call, but only once; a forced call's form says it by itself."""
+        if asked["tools"] and not asked["parallel"] and asked["tool_choice"] is None and self._end_call >= 0:
+            params["stop_token_ids"] = [*params.get("stop_token_ids", ()), self._end_call]
+
     def _is_in_reasoning(self, ids: list[int]) -> bool:
         """Whether the prompt leaves a thought open."""
         for token in reversed(ids):
@@ -153,18 +171,31 @@ class EngineService:
         """The id of a control token; -1, which no prompt holds, where the vocabulary has none such."""
         return self._tokenizer.get_vocab().get(text, -1)
 
-    def _pack(self, output: RequestOutput, logprobs: int | None) -> list[Any]:
+    def _pack(self, output: RequestOutput, logprobs: int | None, thinking: set[int]) -> list[Any]:
+        """Answers are `[index, text, tokens, tokens of them that are reasoning, finish reason, stop string,
+        log-probabilities]`; `thinking` are those that are still reasoning."""
         answers = [
             [
                 one.index,
                 one.text,
                 len(one.token_ids),
+                self._count_thoughts(one, thinking) if thinking else 0,
                 one.finish_reason,
+                one.stop_reason if isinstance(one.stop_reason, str) else None,
                 self._pack_logprobs(one, logprobs or 0),
             ]
             for one in output.outputs
         ]
         return [len(output.prompt_token_ids), output.num_cached_tokens or 0, answers]
+
+    def _count_thoughts(self, one: CompletionOutput, thinking: set[int]) -> int:
+        """How many of an answer's new tokens are reasoning, its end included."""
+        if one.index not in thinking:
+            return 0
+        if self._end_think not in one.token_ids:
+            return len(one.token_ids)
+        thinking.discard(one.index)
+        return one.token_ids.index(self._end_think) + 1
 
     def _pack_logprobs(self, one: CompletionOutput, count: int) -> list[Any] | None:
         """For each token `[bytes, log-probability, [[bytes, log-probability] of the likeliest]]`."""
@@ -176,6 +207,10 @@ class EngineService:
             best = [[self._table.bytes_of(other), entry.logprob] for other, entry in ranked[:count]]
             packed.append([self._table.bytes_of(token), table[token].logprob, best])
         return packed
+
+
+def _prompt(ids: list[int], pictures: list[Any]) -> dict[str, Any]:
+    return {"prompt_token_ids": ids, "multi_modal_data": {"image": pictures}}
 
 
 def _by_rank(entry: tuple[int, Logprob]) -> int:

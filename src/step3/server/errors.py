@@ -1,4 +1,5 @@
-"""Errors as OpenAI's clients expect them: `{"error": {"message", "type", "param", "code"}}`."""
+"""Errors as clients expect them: OpenAI's `{"error": {"message", "type", "param", "code"}}`, and Anthropic's
+`{"type": "error", "error": {"type", "message"}}` for what is asked in its protocol."""
 
 from __future__ import annotations
 
@@ -22,7 +23,19 @@ _TYPES = {
     500: "internal_error",
     503: "service_unavailable_error",
 }
-_STATUS = {"invalid": 400, "overloaded": 429, "unavailable": 503, "internal": 500}
+_MESSAGES_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+MESSAGES_PATH = "/v1/messages"
+"""Where Anthropic's protocol is spoken."""
+
+_STATUS = {"invalid": 400, "late": 408, "overloaded": 429, "unavailable": 503, "internal": 500}
 RETRY_SECONDS = 1
 
 
@@ -48,10 +61,19 @@ def error_body(
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def error_response(fault: HTTPException) -> JSONResponse:
-    """The answer that tells of a fault."""
+def messages_error(status: int, message: str) -> dict[str, Any]:
+    """The JSON object of an error in Anthropic's protocol."""
+    kind = _MESSAGES_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": message}, "request_id": None}
+
+
+def error_response(fault: HTTPException, path: str) -> JSONResponse:
+    """The answer that tells of a fault, in the protocol that is spoken at `path`."""
     param, code = getattr(fault, "param", None), getattr(fault, "code", None)
-    body = error_body(fault.status_code, str(fault.detail), param, code)
+    if path.startswith(MESSAGES_PATH):
+        body = messages_error(fault.status_code, str(fault.detail))
+    else:
+        body = error_body(fault.status_code, str(fault.detail), param, code)
     return JSONResponse(body, fault.status_code, headers=dict(fault.headers or {}))
 
 
@@ -62,10 +84,9 @@ def fault_of(failure: EngineFailure) -> RequestFault:
 
 def fault_of_validation(error: RequestValidationError) -> RequestFault:
     """The first thing that is wrong with a request's fields."""
-    first = error.errors()[0]
-    # Pydantic names the members of unions in the path too; a client knows only fields and places.
-    place = [part for part in first["loc"][1:] if isinstance(part, int) or part.islower()]
-    param = _path(place)
+    # Where a value may be of several kinds, the one that it fits best says most.
+    first = max(error.errors(), key=lambda one: len(one["loc"]))
+    param = _path(_place(first["loc"][1:], error.body, is_missing=first["type"] == "missing"))
     if first["type"] == "extra_forbidden":
         return RequestFault(400, f"Unrecognized request argument supplied: {param}", param)
     if first["type"] == "missing":
@@ -78,6 +99,17 @@ def fault_of_validation(error: RequestValidationError) -> RequestFault:
 
 def _said(error: Mapping[str, Any]) -> str:
     return str(error["msg"]).removeprefix("Value error, ")
+
+
+def _place(parts: Sequence[str | int], body: Any, is_missing: bool) -> list[str | int]:
+    """The fields and places among the parts of a path: pydantic names the kinds of values in it too."""
+    place: list[str | int] = []
+    for part in parts:
+        is_place = isinstance(body, list) and isinstance(part, int) and part < len(body)
+        if is_place or (isinstance(body, Mapping) and part in body):
+            place.append(part)
+            body = body[part]
+    return [*place, parts[-1]] if is_missing and parts else place
 
 
 def _path(parts: Sequence[str | int]) -> str | None:

@@ -10,8 +10,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from step3.server.errors import RequestFault, error_response
 
-OPEN_PATHS = frozenset({"/health", "/version"})
-"""Where no key is asked for, so that load balancers can look."""
+OPEN_PATHS = frozenset({"/health", "/version", "/docs"})
+"""Where no key is asked for: what load balancers look at, and a page that holds nothing by itself."""
 
 
 class Gate:
@@ -76,10 +76,12 @@ class FrontDoor:
         count = 1 if scope["method"] == "POST" else 0
         try:
             if path not in OPEN_PATHS and not self._has_key(scope):
-                raise RequestFault(401, "a valid API key is needed: send Authorization: Bearer KEY")
+                raise RequestFault(
+                    401, "a valid API key is needed: send Authorization: Bearer KEY, or x-api-key"
+                )
             self._requests.enter(count)
         except RequestFault as fault:
-            await error_response(fault)(scope, receive, send_counted)
+            await error_response(fault, path)(scope, receive, send_counted)
             return
         try:
             await self._app(scope, receive, send_counted)
@@ -89,12 +91,15 @@ class FrontDoor:
     def _has_key(self, scope: Scope) -> bool:
         if not self._digests:
             return True
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        scheme, _, key = given.partition(b" ")
+        headers = dict(scope["headers"])
+        scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+        # Anthropic's clients send the key alone.
+        if scheme.lower() != b"bearer":
+            key = headers.get(b"x-api-key", b"")
         digest = _digest(key.strip())
         # Digests have one length, and all are compared: the time tells nothing about a key.
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return scheme.lower() == b"bearer" and any(matches)
+        return any(matches)
 
 
 def _digest(key: bytes) -> bytes:

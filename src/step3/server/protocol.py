@@ -16,6 +16,10 @@ MAX_STOPS = 256
 MAX_TOOLS = 128
 MAX_PROMPTS = 1024
 
+EFFORTS = {"minimal": 256, "low": 1024, "medium": 8192, "high": None, "xhigh": None, "max": None}
+"""Tokens of reasoning at most that an effort stands for; None is as many as the model likes."""
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Name = Annotated[str, Field(max_length=256)]
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**64)]
 Real = Annotated[float, Field(allow_inf_nan=False)]
@@ -216,6 +220,8 @@ class ChatRequest(Sampling):
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[Literal["enable_thinking", "thinking"], bool] | None = None
+    reasoning_effort: Effort | None = None
+    thinking_token_budget: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     include_reasoning: bool = True
     skip_special_tokens: bool = False
     modalities: list[Literal["text"]] | None = None
@@ -249,6 +255,19 @@ class ChatRequest(Sampling):
         if isinstance(self.tool_choice, NamedTool):
             return self.tool_choice.function.name
         return "required" if self.tool_choice == "required" else None
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model is to think before it answers."""
+        is_off = self.reasoning_effort == "none" or self.thinking_token_budget == 0
+        return not is_off and False not in (self.chat_template_kwargs or {}).values()
+
+    @property
+    def thinking_budget(self) -> int | None:
+        """Tokens of reasoning at most; None for as many as the model likes."""
+        if self.thinking_token_budget is not None:
+            return self.thinking_token_budget
+        return EFFORTS.get(self.reasoning_effort or "high")
 
     @property
     def longest(self) -> int | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Coroutine
+from contextlib import suppress
+from math import inf
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -14,7 +16,8 @@ from starlette.types import Receive, Scope, Send
 Result = TypeVar("Result")
 
 DONE = b"data: [DONE]\n\n"
-_KEEP_ALIVE = b": keep-alive\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -28,26 +31,31 @@ class ClientGone(Exception):
 
 def event(value: Any) -> bytes:
     """A JSON value as one server-sent event."""
-    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + _JSON.encode(value).encode() + b"\n\n"
+
+
+def named_event(name: str, value: Any) -> bytes:
+    """A JSON value as one server-sent event that has a name."""
+    return b"event: " + name.encode() + b"\n" + event(value)
 
 
 class EventStream(Response):
     """Server-sent events from a generator, which is closed as soon as the client goes away.
 
-    While the generator gives nothing, comments keep the connection alive. A client that does not read for
-    too long is taken for gone.
+    While the generator gives nothing, comments or pings keep the connection alive.
     """
 
     def __init__(
         self,
         events: AsyncGenerator[bytes, None],
-        upcoming: asyncio.Future[bytes],
+        first: asyncio.Future[bytes],
         keep_alive_seconds: float,
-        write_seconds: float,
+        ping: bytes,
     ) -> None:
         self.status_code, self.background = 200, None
-        self._events, self._upcoming = events, upcoming
-        self._keep_alive_seconds, self._write_seconds = keep_alive_seconds, write_seconds
+        self._events, self._first, self._ping = events, first, ping
+        self._keep_alive_seconds = keep_alive_seconds
+        self._last_sent = -inf if not first.done() else asyncio.get_running_loop().time()
 
     @classmethod
     async def open(
@@ -55,68 +63,75 @@ class EventStream(Response):
         request: Request,
         events: AsyncGenerator[bytes, None],
         keep_alive_seconds: float,
-        write_seconds: float,
+        ping: bytes = KEEP_ALIVE,
     ) -> EventStream:
         """A stream that has its first event, or must show that it lives; what fails before fails here.
+
+        Args:
+            keep_alive_seconds: of silence, after which `ping` is sent.
 
         Raises:
             ClientGone: the client went away.
             Exception: what the generator raised instead of its first event.
         """
-        upcoming: asyncio.Future[bytes] = asyncio.ensure_future(anext(events))
+        first: asyncio.Future[bytes] = asyncio.ensure_future(anext(events))
         watcher = asyncio.create_task(_wait_until_gone(request.receive))
         is_open = False
         try:
-            waited: set[asyncio.Future[Any]] = {upcoming, watcher}
+            waited: set[asyncio.Future[Any]] = {first, watcher}
             await asyncio.wait(waited, timeout=keep_alive_seconds, return_when=asyncio.FIRST_COMPLETED)
             if watcher.done():
                 raise ClientGone
-            if upcoming.done():
-                upcoming.result()
+            if first.done():
+                first.result()
             is_open = True
         finally:
             watcher.cancel()
             if not is_open:
-                await _close(events, upcoming)
-        return cls(events, upcoming, keep_alive_seconds, write_seconds)
+                await _close(events, first)
+        return cls(events, first, keep_alive_seconds, ping)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-        writer = asyncio.create_task(self._write(send))
-        watcher = asyncio.create_task(_wait_until_gone(receive))
+        tasks = [
+            asyncio.create_task(work)
+            for work in (self._write(send), self._keep_alive(send), _wait_until_gone(receive))
+        ]
+        writer = tasks[0]
         try:
-            await asyncio.wait({writer, watcher}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (writer, watcher):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(writer, watcher, return_exceptions=True)
-            await _close(self._events, self._upcoming)
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await _close(self._events, self._first)
         if not writer.cancelled():
             writer.result()
 
     async def _write(self, send: Send) -> None:
         loop = asyncio.get_running_loop()
-        this = asyncio.current_task()
-        assert this is not None
-        while True:
-            if not self._upcoming.done():
-                await asyncio.wait({self._upcoming}, timeout=self._keep_alive_seconds)
-            body = _KEEP_ALIVE
-            if self._upcoming.done():
-                try:
-                    body = self._upcoming.result()
-                except StopAsyncIteration:
-                    break
-                self._upcoming = asyncio.ensure_future(anext(self._events))
-            patience = loop.call_later(self._write_seconds, this.cancel)
-            await send({"type": "http.response.body", "body": body, "more_body": True})
-            patience.cancel()
+        with suppress(StopAsyncIteration):
+            await send({"type": "http.response.body", "body": await self._first, "more_body": True})
+            # From here on no task stands between generator and client: it would be half an event's cost.
+            async for body in self._events:
+                self._last_sent = loop.time()
+                await send({"type": "http.response.body", "body": body, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
+    async def _keep_alive(self, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            silent = loop.time() - self._last_sent
+            if silent >= self._keep_alive_seconds:
+                self._last_sent = loop.time()
+                await send({"type": "http.response.body", "body": self._ping, "more_body": True})
+                silent = 0.0
+            await asyncio.sleep(self._keep_alive_seconds - silent)
 
-async def _close(events: AsyncGenerator[bytes, None], upcoming: asyncio.Future[bytes]) -> None:
-    upcoming.cancel()
-    await asyncio.gather(upcoming, return_exceptions=True)
+
+async def _close(events: AsyncGenerator[bytes, None], first: asyncio.Future[bytes]) -> None:
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
     await events.aclose()
 
 

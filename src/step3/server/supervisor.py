@@ -62,13 +62,13 @@ class Supervisor:
                 await self._watcher
         await self._end_process()
 
-    def call(self, method: str, arguments: Any) -> Call:
-        """A call to the engine.
+    def call(self, method: str, arguments: Any, seconds: float | None = None) -> Call:
+        """A call to the engine, which may take so many seconds.
 
         Raises:
             EngineFailure: no engine is ready.
         """
-        return self._ready().call(method, arguments)
+        return self._ready().call(method, arguments, seconds)
 
     async def ask(self, method: str, arguments: Any) -> Any:
         """A call with one answer.

@@ -1,4 +1,5 @@
-"""Changes of logits before temperature: grammar, allowed ids, bans, bias and penalties, in vLLM's order."""
+"""Changes of logits before temperature: grammar, allowed ids, bans, bias and penalties, in vLLM's order; last
+the end of reasoning that has used up its budget."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,6 +53,10 @@ def adjust(logits: Tensor, rows: Sequence[Row]) -> None:
     _ban(logits, rows)
     _bias(logits, rows)
     _penalise(logits, [row for row in rows if row.state.counts is not None])
+    for row in rows:
+        if (token_id := row.state.forced(row.drafts)) is not None:
+            logits[row.number].fill_(-torch.inf)
+            logits[row.number, token_id] = 0.0
 
 
 def _allow_only(scores: Tensor, allowed: Sequence[int]) -> None:

@@ -61,6 +61,8 @@ class SamplingParams:
             takes.
         output_kind: what each output of a stream holds.
         structured_outputs: the form that the output must have.
+        thinking_token_budget: reasoning that the prompt leaves open is ended behind so many tokens; None:
+            where the model ends it.
         logit_bias: token id to what is added to its logit.
         allowed_token_ids: only these tokens.
         extra_args: passed on unread.
@@ -93,6 +95,7 @@ class SamplingParams:
     truncate_prompt_tokens: int | None = None
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
     structured_outputs: StructuredOutputsParams | None = None
+    thinking_token_budget: int | None = None
     logit_bias: Mapping[int, float] | None = field(default=None, hash=False)
     allowed_token_ids: Sequence[int] | None = None
     extra_args: Mapping[str, Any] | None = field(default=None, hash=False)
@@ -199,6 +202,7 @@ def _checked(given: SamplingParams) -> dict[str, Any]:
         "truncate_prompt_tokens": _truncation(given.truncate_prompt_tokens),
         "output_kind": _kind(given.output_kind),
         "structured_outputs": _form(given.structured_outputs),
+        "thinking_token_budget": _optional("thinking_token_budget", given.thinking_token_budget, 0),
         "logit_bias": check.biases("logit_bias", given.logit_bias, MAX_TOKEN_IDS),
         "allowed_token_ids": None
         if given.allowed_token_ids is None

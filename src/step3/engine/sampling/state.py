@@ -46,6 +46,7 @@ class SamplingState:
         eos_token_ids: the tokens that end a sequence by themselves.
         bad_words: token sequences, from `bad_word_ids`.
         constraint: the form that the output must have, as it stands at the output's beginning.
+        thought_end: the token that ends the reasoning in which the prompt stops; None if it stops in none.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class SamplingState:
         eos_token_ids: Collection[int] = (),
         bad_words: Sequence[Sequence[int]] = (),
         constraint: Constraint | None = None,
+        thought_end: int | None = None,
     ) -> None:
         self.params = params
         self.seed = as_int64(seed)
@@ -74,6 +76,7 @@ class SamplingState:
         penalised = repeats or params.presence_penalty != 0 or params.frequency_penalty != 0
         in_vocabulary = (token_id for token_id in prompt if token_id < vocab_size)
         self.counts = TokenCounts(in_vocabulary if repeats else ()) if penalised else None
+        self._thought_end = None if params.thinking_token_budget is None else thought_end
         for token_id in output:
             self.append(token_id)
         if constraint is not None:
@@ -97,6 +100,8 @@ class SamplingState:
     def append(self, token_id: int) -> None:
         """Takes a token into the output."""
         self.output.append(token_id)
+        if token_id == self._thought_end:
+            self._thought_end = None
         if self.counts is not None:
             self.counts.add(token_id)
         if self.constraint is not None:
@@ -111,6 +116,7 @@ class SamplingState:
             or bool(self.params.logit_bias)
             or self.params.allowed_token_ids is not None
             or self.params.min_tokens > self.position
+            or self._thought_end is not None
         )
 
     @property
@@ -143,3 +149,10 @@ class SamplingState:
         if self.position + len(drafts) < self.params.min_tokens:
             ids += self.stop_ids
         return ids
+
+    def forced(self, drafts: Sequence[int]) -> int | None:
+        """The one token that may follow the output and `drafts`, if reasoning has used its budget up."""
+        budget, end = self.params.thinking_token_budget, self._thought_end
+        if budget is None or end is None or self.position + len(drafts) < budget or end in drafts:
+            return None
+        return end
