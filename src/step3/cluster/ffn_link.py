@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -125,18 +126,24 @@ class WireLink:
         self._pending: dict[int, _Pending] = {}
         self._owners: dict[Ticket, _Pending] = {}
         self._slowest = 0.0
+        # A descriptor that is closed may be somebody else's the next moment: nobody may ring it then.
+        self._closing, self._is_closed = threading.Lock(), False
         self.counts = LinkCounts()
         self.offsets: dict[int, tuple[int, int]] = {}
 
     def use(self, members: Sequence[FFNMember]) -> None:
         """These are the FFN instances from now on; from any thread."""
         self._news.put(list(members))
-        self._endpoint.wake()
+        self.wake()
 
     def wake(self) -> None:
-        self._endpoint.wake()
+        with self._closing:
+            if not self._is_closed:
+                self._endpoint.wake()
 
     def close(self) -> None:
+        with self._closing:
+            self._is_closed = True
         self._endpoint.close()
 
     @property

@@ -20,7 +20,7 @@ from step3.engine.timeline import Stage, Timeline
 from step3.ffn.call import FFNCall
 
 PATIENCE = 0.05
-"""Seconds after which `step` comes back though no lane's step has ended, so that its caller can look around."""
+"""Seconds after which `step` comes back though no lane's step has ended: its caller has to look around."""
 
 
 @dataclass(frozen=True, eq=False)

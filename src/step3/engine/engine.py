@@ -72,7 +72,7 @@ class Engine:
         """
         self.network = network
         device = open_device(config.device)
-        dtype = _activation_dtype(config, checkpoint)
+        dtype = activation_dtype(config, checkpoint)
         weights = DecoderWeights.load(checkpoint, dtype, device)
         self.ffn = FFNShard.load(checkpoint, dtype, device) if holds_ffn else None
         held = weights.nbytes + (self.ffn.nbytes if self.ffn else 0)
@@ -250,7 +250,8 @@ class Engine:
         return next((lane for lane in self.lanes if sequence in lane.scheduler.running), self.lanes[0])
 
 
-def _activation_dtype(config: EngineConfig, checkpoint: Checkpoint) -> torch.dtype:
+def activation_dtype(config: EngineConfig, checkpoint: Checkpoint) -> torch.dtype:
+    """The dtype that activations are computed in."""
     if config.dtype != "auto":
         return getattr(torch, config.dtype)
     stored = checkpoint.tensors["model.norm.weight"].dtype

@@ -87,7 +87,7 @@ class Timeline:
         """Notes a stretch of time.
 
         Args:
-            counts: whether it is added to the lane's seconds; of several shards' spans only the slowest's are.
+            counts: whether it is added to the lane's seconds; of several shards only the slowest is.
         """
         if counts:
             self.lanes[lane].seconds[stage] += (end_ns - start_ns) * 1e-9
