@@ -80,28 +80,29 @@ class Front:
         folder = find_model(config)
         checkpoint = Checkpoint.open(folder)
         self._network = read_network(folder, checkpoint.config)
-        self.tokens = Tokens.load(
-            folder, self._network.vision is not None, config.tokenizer, config.chat_template
-        )
         self._sampling = default_sampling(folder)
-        deployment = Deployment(
-            topology=str(self.cluster.topology),
-            micro_batches=self.cluster.micro_batches,
-            activations=self.cluster.activations,
-            partials=self.cluster.partials,
-            lease=self.cluster.lease,
-            spin=self.cluster.spin,
-            engine=_shared_options(engine_options, config, self.cluster),
-            model=fingerprint(folder),
-        )
         model = None if config.model is None else str(folder)
-        self._coordinator = Coordinator(self.cluster, deployment, model, config.device)
+        self._coordinator = Coordinator(self.cluster, model, config.device)
         self._loop = asyncio.new_event_loop()
         self._has_stopped = False
         self._thread = threading.Thread(target=self._run, name="step3-cluster", daemon=True)
         self._thread.start()
         try:
-            self.run(self._coordinator.start()).result()
+            self.run(self._coordinator.warm_up()).result()
+            self.tokens = Tokens.load(
+                folder, self._network.vision is not None, config.tokenizer, config.chat_template
+            )
+            deployment = Deployment(
+                topology=str(self.cluster.topology),
+                micro_batches=self.cluster.micro_batches,
+                activations=self.cluster.activations,
+                partials=self.cluster.partials,
+                lease=self.cluster.lease,
+                spin=self.cluster.spin,
+                engine=_shared_options(engine_options, config, self.cluster),
+                model=fingerprint(folder),
+            )
+            self.run(self._coordinator.start(deployment)).result()
         except BaseException:
             self.shutdown()
             raise

@@ -7,7 +7,7 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ from step3.cluster import control, processes
 from step3.cluster.config import ClusterConfig, ClusterError, host_key
 from step3.cluster.control import Channel, ControlError
 from step3.cluster.deployment import Deployment
-from step3.cluster.processes import BackOff, Process
+from step3.cluster.processes import BackOff, Nursery, Process
 from step3.cluster.registry import Member, Registry, Role, State
 from step3.cluster.router import Place, choose
 from step3.cluster.spans import InstanceSpans
@@ -24,6 +24,7 @@ from step3.cluster.spans import InstanceSpans
 log = logging.getLogger("step3.cluster")
 
 CHECKS_PER_LEASE = 6
+MOST_DEATHS_AT_START = 5
 SPANS_SECONDS = 30.0
 """How long instances may take to send what they recorded."""
 
@@ -80,6 +81,7 @@ class Slot:
         ticket: by which the process is known when it joins.
         is_wanted: whether it is to be filled.
         failure: why it could not load.
+        deaths: of its processes.
     """
 
     role: Role
@@ -92,6 +94,7 @@ class Slot:
     started: float = 0.0
     is_wanted: bool = True
     failure: str | None = None
+    deaths: int = 0
 
 
 class Coordinator:
@@ -103,10 +106,8 @@ class Coordinator:
         moved: requests that went on elsewhere because their instance had died.
     """
 
-    def __init__(
-        self, config: ClusterConfig, deployment: Deployment, model: str | None, device: str | None
-    ) -> None:
-        self._config, self._deployment = config, deployment
+    def __init__(self, config: ClusterConfig, model: str | None, device: str | None) -> None:
+        self._config = config
         self._model, self._device = model, device
         self._host = host_key()
         self._local = f"unix:step3-control-{secrets.token_hex(12)}"
@@ -117,6 +118,7 @@ class Coordinator:
         self._requests: dict[int, Ongoing] = {}
         self._parked: list[Ongoing] = []
         self._slots: list[Slot] = []
+        self._nursery = Nursery()
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._spans: dict[Member, asyncio.Future[Any]] = {}
@@ -126,19 +128,25 @@ class Coordinator:
         self.restarts: Counter[str] = Counter()
         self.moved = 0
 
-    async def start(self) -> None:
+    async def warm_up(self) -> None:
+        """Begins to get ready to start instances, while others get ready to tell which."""
+        launched = zip(("ffn", "attention"), reversed(self._config.launches), strict=True)
+        await self._nursery.open([role for role, count in launched if count])
+
+    async def start(self, deployment: Deployment) -> None:
         """Starts this host's instances and waits until the deployment can answer.
 
         Raises:
             ClusterError: an instance cannot load, or not in time; says why.
         """
+        self._deployment = deployment
         secret = self._config.secret
         server, _ = await control.listen(self._local, secret, self._serve)
         self._servers.append(server)
         if self._config.listen is not None:
             server, self.address = await control.listen(self._config.listen, secret, self._serve)
             self._servers.append(server)
-        self._tasks.add(asyncio.create_task(self._watch_leases()))
+        self._spawn(self._watch_leases())
         attention, ffn = self._config.launches
         cores: list[Any] = [None] * (attention + ffn)
         if self._config.bind_cores:
@@ -161,7 +169,7 @@ class Coordinator:
     async def stop(self) -> None:
         """Ends all instances that were started here, and tells the others to leave."""
         self._is_stopping = True
-        for task in self._tasks:
+        for task in list(self._tasks):
             task.cancel()
         for slot in self._slots:
             slot.is_wanted = False
@@ -171,13 +179,13 @@ class Coordinator:
             server.close()
         running = [slot.process for slot in self._slots if slot.process is not None]
         until = time.monotonic() + 2.0
-        while any(one.popen.poll() is None for one in running) and time.monotonic() < until:
+        while not all(one.has_ended for one in running) and time.monotonic() < until:
             await asyncio.sleep(0.02)
         for process in running:
-            process.forget()
-            if process.popen.poll() is None:
-                process.kill()
-            process.popen.wait()
+            process.kill()
+        while not all(one.has_ended for one in running):
+            await asyncio.sleep(0.01)
+        self._nursery.close()
         for channel in list(self._channels.values()):
             channel.close()
 
@@ -303,6 +311,11 @@ class Coordinator:
         for slot in self._slots:
             if slot.failure is not None:
                 raise ClusterError(slot.failure)
+            if slot.deaths >= MOST_DEATHS_AT_START:
+                raise ClusterError(
+                    f"{slot.role} instance {slot.instance} has died {slot.deaths} times before it was ready: "
+                    "see the log above; is there enough memory?"
+                )
 
     async def _serve(self, channel: Channel) -> None:
         """One instance's connection, from its joining to its end."""
@@ -469,7 +482,18 @@ class Coordinator:
             "ticket": slot.ticket,
         }
         slot.started = time.monotonic()
-        slot.process = processes.start(settings, threads, lambda status: self._refill(slot, status))
+        self._spawn(self._start_process(slot, settings))
+
+    async def _start_process(self, slot: Slot, settings: Mapping[str, Any]) -> None:
+        try:
+            slot.process = await self._nursery.start(settings, lambda: self._refill(slot))
+        except ProcessLookupError:
+            self._refill(slot)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     @property
     def _advertised(self) -> str | None:
@@ -478,21 +502,22 @@ class Coordinator:
             return None
         return self._config.advertise or control.split_address(self._config.listen)[0]
 
-    def _refill(self, slot: Slot, status: int) -> None:
+    def _refill(self, slot: Slot) -> None:
         """A process has ended: what it had goes on elsewhere, and another one takes its place."""
         slot.process = None
         if slot.member is not None:
-            self._lose(slot.member, f"its process ended with status {status}")
-        if self._is_stopping or not slot.is_wanted:
-            if not slot.is_wanted and slot in self._slots:
-                self._slots.remove(slot)
+            self._lose(slot.member, "its process ended")
+        if self._is_stopping:
             return
-        wait = slot.back_off.next(time.monotonic() - slot.started)
+        if not slot.is_wanted:
+            self._slots.remove(slot)
+            return
+        lived = time.monotonic() - slot.started
+        wait = slot.back_off.next(lived)
         log.warning("%s instance %d starts again in %g s", slot.role, slot.instance, wait)
+        slot.deaths += 1
         self.restarts[slot.role] += 1
-        task = asyncio.create_task(self._fill_later(slot, wait))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._spawn(self._fill_later(slot, wait))
         self._changed.set()
 
     async def _fill_later(self, slot: Slot, seconds: float) -> None:

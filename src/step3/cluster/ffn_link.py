@@ -1,8 +1,8 @@
 """An attention instance's way to the FFN instances over the wire, whatever becomes of them.
 
 A call goes to one replica of every shard. Its answer is the sum of their partial sums in the order of the
-shards. What a dead, frozen or slow instance owes is asked of a replica at once, or waits until the instance is
-there again; an answer that comes after all belongs to a ticket that nobody holds any more, and is dropped.
+shards. What a dead, frozen or slow instance owes is asked of a replica at once, or waits until the instance
+is there again; an answer that comes after all belongs to a ticket that nobody holds any more, and is dropped.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """An instance's process: joins a deployment, does its part, joins again when it has lost it.
 
-`python -m step3.cluster.instance` is what the coordinator starts; `step3 attention` and `step3 ffn` run the
-same by hand.
+The coordinator starts its own; `step3 attention` and `step3 ffn` run the same by hand.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import asyncio
 import hashlib
 import logging
 import os
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from step3.cluster import control
 from step3.cluster.config import host_key
 from step3.cluster.control import Channel, ControlError
-from step3.cluster.processes import read_settings, use_cores
+from step3.cluster.processes import use_cores
 from step3.cluster.registry import Role
 from step3.errors import Step3Error
 
@@ -269,8 +267,8 @@ def run_instance(settings: InstanceSettings) -> None:
     asyncio.run(run(settings, part))
 
 
-def main() -> None:
-    given = read_settings()
+def run_child(given: Mapping[str, Any]) -> int:
+    """Runs an instance that the coordinator has started; returns the exit status."""
     logging.basicConfig(
         format=f"%(asctime)s %(levelname)s {given['role']} %(process)d: %(message)s", level=logging.WARNING
     )
@@ -289,14 +287,6 @@ def main() -> None:
     try:
         run_instance(settings)
     except Step3Error as error:
-        print(f"{settings.role} instance: {error}", file=sys.stderr)
-        status = 1
-    else:
-        status = 0
-    sys.stderr.flush()
-    # A thread that still computes must not hold the process.
-    os._exit(status)
-
-
-if __name__ == "__main__":
-    main()
+        log.error("%s", error)
+        return 1
+    return 0
