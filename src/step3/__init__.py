@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from step3.auto_classes import register as _register_auto_classes
 
 if TYPE_CHECKING:
+    from step3.cluster.llm import LLM
     from step3.engine.async_llm import AsyncLLM
-    from step3.engine.llm import LLM
     from step3.engine.sampling.params import RequestOutputKind, SamplingParams
     from step3.engine.sampling.structured_params import StructuredOutputsParams
 
@@ -23,7 +23,7 @@ _register_auto_classes()
 
 _HOME = {
     "AsyncLLM": "step3.engine.async_llm",
-    "LLM": "step3.engine.llm",
+    "LLM": "step3.cluster.llm",
     "RequestOutputKind": "step3.engine.sampling.params",
     "SamplingParams": "step3.engine.sampling.params",
     "StructuredOutputsParams": "step3.engine.sampling.structured_params",

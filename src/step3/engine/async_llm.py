@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 from step3.engine.config import EngineConfig, EngineError
+from step3.engine.driver import LaneDriver
 from step3.engine.loading import Loaded, load
 from step3.engine.memory import MemoryPlan
 from step3.engine.outputs import OutputMaker, RequestOutput
@@ -67,15 +68,33 @@ class AsyncLLM:
             Step3Error: an option that does not exist or cannot be, a checkpoint that is not one, or a memory
                 budget that cannot work.
         """
-        if type(max_waiting) is not int or max_waiting < 0:
-            raise EngineError(f"max_waiting must be a whole number from 0, found {max_waiting!r}")
-        self.config = EngineConfig.from_options({"model": model, **options})
-        self._model = load(self.config)
-        self._most = self.config.max_num_seqs + max_waiting
+        config = EngineConfig.from_options({"model": model, **options})
+        _check_waiting(max_waiting)
+        self._start(config, load(config), None, max_waiting)
+
+    @classmethod
+    def with_config(cls, config: EngineConfig, max_waiting: int) -> AsyncLLM:
+        """One whose options were checked already."""
+        one = cls.__new__(cls)
+        one._start(config, load(config), None, max_waiting)
+        return one
+
+    @classmethod
+    def driven(cls, config: EngineConfig, model: Loaded, driver: LaneDriver, max_waiting: int) -> AsyncLLM:
+        """One whose FFNs are elsewhere: `driver` steps the lanes of the model's engine."""
+        one = cls.__new__(cls)
+        one._start(config, model, driver, max_waiting)
+        return one
+
+    def _start(
+        self, config: EngineConfig, model: Loaded, driver: LaneDriver | None, max_waiting: int
+    ) -> None:
+        self.config, self._model = config, model
+        self._most = config.max_num_seqs + max_waiting
         self._accepted = 0
         # Tokenizers are not made for several threads at once, and arrivals are numbered in order.
         self._intake = ThreadPoolExecutor(1, thread_name_prefix="step3-intake")
-        self._loop = _EngineLoop(self._model)
+        self._loop = _EngineLoop(self._model, driver)
         self._thread = threading.Thread(target=self._loop.run, name="step3-engine", daemon=True)
         self._thread.start()
         weakref.finalize(self, self._loop.stop)
@@ -134,7 +153,7 @@ class AsyncLLM:
         request_id: str | None = None,
         *,
         priority: int = 0,
-        output_token_ids: Sequence[int] = (),
+        output_token_ids: Sequence[int] | Sequence[Sequence[int]] = (),
     ) -> AsyncIterator[RequestOutput]:
         """Answers one prompt as a stream; who stops listening, or is cancelled, aborts the request.
 
@@ -144,7 +163,7 @@ class AsyncLLM:
                 last one, or nothing but the last.
             request_id: for `abort` and the outputs; a number where left out.
             priority: smaller goes first.
-            output_token_ids: tokens that were generated already, to go on from.
+            output_token_ids: tokens that were generated already, of the answer or of each, to go on from.
 
         Yields:
             Outputs, the last of them with `finished`.
@@ -190,6 +209,10 @@ class AsyncLLM:
             if stream is not None and not stream.request.is_finished:
                 self._loop.send(partial(self._loop.forget, stream))
 
+    def reset_prefix_cache(self) -> None:
+        """Forgets the keys and values of finished requests, after the step that runs."""
+        self._loop.send(self._model.engine.reset_prefix_cache)
+
     async def abort(self, request_id: str) -> None:
         """Ends a request with finish reason "abort"; its stream gets what there is so far."""
         self._loop.send(partial(self._loop.abort, request_id))
@@ -218,6 +241,11 @@ class AsyncLLM:
             raise EngineError("this AsyncLLM was shut down: make a new one")
 
 
+def _check_waiting(count: Any) -> None:
+    if type(count) is not int or count < 0:
+        raise EngineError(f"max_waiting must be a whole number from 0, found {count!r}")
+
+
 class _EngineLoop:
     """The one thread that touches the engine: takes commands, steps, hands outputs out.
 
@@ -227,8 +255,9 @@ class _EngineLoop:
         error: what stopped it, if it did not stop because it was told to.
     """
 
-    def __init__(self, model: Loaded) -> None:
-        self._engine = model.engine
+    def __init__(self, model: Loaded, driver: LaneDriver | None) -> None:
+        self._engine, self._driver = model.engine, driver
+        self._step = model.engine.step if driver is None else driver.step
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._streams: dict[str, _Stream] = {}
         self._is_told_to_stop = False
@@ -240,6 +269,8 @@ class _EngineLoop:
     def send(self, command: Callable[[], None]) -> None:
         """Has the engine's thread do something between two steps."""
         self._commands.put(command)
+        if self._driver is not None:
+            self._driver.wake()
         if self.has_stopped:
             self._drain()
 
@@ -251,7 +282,7 @@ class _EngineLoop:
             while not self._is_told_to_stop:
                 self._take_commands()
                 if self._engine.has_requests and not self._is_told_to_stop:
-                    result = self._engine.step()
+                    result = self._step()
                     self._hand_out(result.advanced)
                     if not result.advanced:
                         self._engine.wait_for_grammar(0.01)
@@ -265,6 +296,8 @@ class _EngineLoop:
             self._drain()
             for stream in self._streams.values():
                 _put(stream, self._stopped())
+            if self._driver is not None:
+                self._driver.close()
 
     def add(self, stream: _Stream) -> None:
         if self.has_stopped:
@@ -305,7 +338,10 @@ class _EngineLoop:
     def _take_commands(self) -> None:
         if not self._engine.has_requests:
             self._refresh_statistics(at_once=True)
-            self._commands.get()()
+            if self._driver is None:
+                self._commands.get()()
+            while self._driver is not None and self._commands.empty():
+                self._driver.rest()
         self._drain()
 
     def _hand_out(self, advanced: list[Answer]) -> None:

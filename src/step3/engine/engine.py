@@ -72,7 +72,7 @@ class Engine:
         """
         self.network = network
         device = open_device(config.device)
-        dtype = _activation_dtype(config, checkpoint)
+        dtype = activation_dtype(config, checkpoint)
         weights = DecoderWeights.load(checkpoint, dtype, device)
         self.ffn = FFNShard.load(checkpoint, dtype, device) if holds_ffn else None
         held = weights.nbytes + (self.ffn.nbytes if self.ffn else 0)
@@ -110,7 +110,8 @@ class Engine:
         tokens = max(seats, config.max_num_batched_tokens // num_lanes)
         drafter = None if config.drafts is None else Drafter(Speculation(*config.drafts))
         fill = None if drafter is None else drafter.fill
-        scheduler = Scheduler(self._cache, self._waiting, seats, tokens, longest, fill)
+        share = self._share if num_lanes > 1 else None
+        scheduler = Scheduler(self._cache, self._waiting, seats, tokens, longest, fill, share)
         heads, most = self.network.sizes.num_attention_heads, self._cache.blocks_for(longest)
         builder = BatchBuilder(seats, most, config.block_size, heads, device, pictures)
         return Lane(scheduler, self._cache, builder, decoder, device, drafter)
@@ -133,8 +134,9 @@ class Engine:
             if sequence.finish_reason is None:
                 self._waiting.add(sequence)
             else:
-                # It was to go on from tokens with which it had ended already.
+                # It was to go on from tokens with which it had ended already: nobody waits for its prompt.
                 sequence.status = Status.FINISHED
+                request.is_prompt_computed = True
                 self._complete.append(sequence)
         if request.grammar is not None and not request.is_finished:
             self._compiling.append(request)
@@ -151,7 +153,7 @@ class Engine:
         """Computes a batch of each lane, one lane after the other; for an engine that holds the FFNs."""
         results = [self.poll(), *(self.settle(self._drive(lane.step())) for lane in self.lanes)]
         with_news = [result for result in results if result.advanced]
-        return with_news[0] if len(with_news) == 1 else _merged(with_news)
+        return with_news[0] if len(with_news) == 1 else StepResult.merged(with_news)
 
     def poll(self) -> StepResult:
         """Starts what may start by now, and tells what has ended without a step: answers that were complete
@@ -217,6 +219,11 @@ class Engine:
         assert all(sequence.status is Status.RUNNING for sequence in running)
         assert all(sequence.status is Status.WAITING and not sequence.blocks for sequence in self._waiting)
 
+    def _share(self) -> int:
+        """Sequences that a lane should run, for all lanes to have as many."""
+        running = sum(len(lane.scheduler.running) for lane in self.lanes)
+        return -(-(running + len(self._waiting)) // len(self.lanes))
+
     def _drive(self, step: Generator[FFNCall, Tensor, StepResult]) -> StepResult:
         """Answers each FFN call at once."""
         assert self.ffn is not None, "the FFNs are elsewhere: whoever has them drives the lanes"
@@ -243,16 +250,8 @@ class Engine:
         return next((lane for lane in self.lanes if sequence in lane.scheduler.running), self.lanes[0])
 
 
-def _merged(results: list[StepResult]) -> StepResult:
-    return StepResult(
-        advanced=[sequence for result in results for sequence in result.advanced],
-        begun=[sequence for result in results for sequence in result.begun],
-        ended=[sequence for result in results for sequence in result.ended],
-        num_tokens=sum(result.num_tokens for result in results),
-    )
-
-
-def _activation_dtype(config: EngineConfig, checkpoint: Checkpoint) -> torch.dtype:
+def activation_dtype(config: EngineConfig, checkpoint: Checkpoint) -> torch.dtype:
+    """The dtype that activations are computed in."""
     if config.dtype != "auto":
         return getattr(torch, config.dtype)
     stored = checkpoint.tensors["model.norm.weight"].dtype

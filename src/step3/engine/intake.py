@@ -53,15 +53,15 @@ class Intake:
         *,
         request_id: str | None = None,
         priority: int = 0,
-        output_token_ids: Sequence[int] = (),
+        output_token_ids: Sequence[int] | Sequence[Sequence[int]] = (),
     ) -> Request:
         """A request that the engine can take.
 
         Args:
             request_id: the caller's name for it; a number where left out.
             priority: smaller goes first.
-            output_token_ids: what was generated already: the one answer goes on from there as if it had
-                never stopped, if the parameters name the seed.
+            output_token_ids: what was generated already, of the one answer or of each: it goes on from there
+                as if it had never stopped, if the parameters name the seed.
 
         Raises:
             RequestError: the prompt is malformed, empty, too long, or holds ids or pictures that the model
@@ -74,7 +74,7 @@ class Intake:
             raise RequestError(f"request_id must be text, found {request_id!r:.100}")
         if type(priority) is not int:
             raise RequestError(f"priority must be a whole number, found {priority!r}")
-        self._check_output(output_token_ids, params)
+        outputs = self._outputs(output_token_ids, params)
         read = self.prompts.read(prompt, params.truncate_prompt_tokens)
         self._check_size(len(read.ids), params.n)
         number = next(self._numbers)
@@ -94,17 +94,27 @@ class Intake:
             request.grammar = self._compile(params.structured_outputs)
             request.grammar_after = self._end_of_open_reasoning(read.ids)
         request.sequences = self._answers(request)
-        if output_token_ids:
-            replay(request.sequences[0], output_token_ids)
+        for answer, output in zip(request.sequences, outputs, strict=False):
+            replay(answer, output)
         return request
 
-    def _check_output(self, output: Sequence[int], params: SamplingParams) -> None:
+    def _outputs(
+        self, output: Sequence[int] | Sequence[Sequence[int]], params: SamplingParams
+    ) -> list[list[int]]:
+        """What was generated of each answer."""
         if not output:
-            return
-        if params.n > 1:
-            raise RequestError("only a request with n = 1 can go on from what was generated")
-        if not all(type(token) is int and 0 <= token < self._vocabulary for token in output):
+            return []
+        if isinstance(output[0], int):
+            if params.n > 1:
+                raise RequestError("only a request with n = 1 can go on from what was generated")
+            rows: list[Any] = [list(output)]
+        else:
+            rows = [list(row) for row in output]  # type: ignore[arg-type]
+        if len(rows) != params.n:
+            raise RequestError(f"output_token_ids has {len(rows)} rows for {params.n} answers: give one each")
+        if not all(type(token) is int and 0 <= token < self._vocabulary for row in rows for token in row):
             raise RequestError(f"output_token_ids must be token ids from 0 to {self._vocabulary - 1}")
+        return rows
 
     def _check_size(self, length: int, answers: int) -> None:
         if answers * length > MAX_TOKENS_OF_ANSWERS:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -43,6 +43,16 @@ class StepResult:
     begun: list[Sequence] = field(default_factory=list)
     ended: list[Sequence] = field(default_factory=list)
     num_tokens: int = 0
+
+    @classmethod
+    def merged(cls, results: list[StepResult]) -> StepResult:
+        """What came of several steps."""
+        whole = cls()
+        for result in results:
+            whole.advanced.extend(result.advanced)
+            whole.begun.extend(result.begun)
+            whole.ended.extend(result.ended)
+        return replace(whole, num_tokens=sum(result.num_tokens for result in results))
 
 
 class Lane:

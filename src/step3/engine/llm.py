@@ -175,8 +175,8 @@ class LLM:
         model = self._model
         if sampling_params is None:
             sampling_params = self.get_default_sampling_params()
-        params = _one_each(sampling_params, SamplingParams, len(prompts), "sampling_params")
-        priorities = _one_each(0 if priority is None else priority, int, len(prompts), "priority")
+        params = one_each(sampling_params, SamplingParams, len(prompts), "sampling_params")
+        priorities = one_each(0 if priority is None else priority, int, len(prompts), "priority")
         requests = []
         for number, (prompt, own, rank) in enumerate(zip(prompts, params, priorities, strict=True)):
             try:
@@ -200,7 +200,8 @@ class LLM:
                     self.engine.wait_for_grammar()
                 for request in dict.fromkeys(sequence.request for sequence in result.ended):
                     if request.is_finished:
-                        bar.finished(request)
+                        written = sum(sequence.num_output_tokens for sequence in request.sequences)
+                        bar.finished(len(request.prompt_token_ids), written)
         except BaseException:
             for request in requests:
                 self.engine.abort(request.id)
@@ -216,7 +217,7 @@ def _as_list(prompts: Any) -> list[Any]:
     return list(prompts)
 
 
-def _one_each(given: Any, kind: type, count: int, name: str) -> list[Any]:
+def one_each(given: Any, kind: type, count: int, name: str) -> list[Any]:
     """`given` for each of `count` prompts, or its elements if it is a sequence of as many."""
     values = [given] * count if isinstance(given, kind) else given
     if not isinstance(values, list | tuple) or not all(isinstance(value, kind) for value in values):

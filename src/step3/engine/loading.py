@@ -32,8 +32,11 @@ class Loaded:
         return SamplingParams(**self.sampling)
 
 
-def load(config: EngineConfig) -> Loaded:
+def load(config: EngineConfig, *, num_lanes: int = 1, holds_ffn: bool = True) -> Loaded:
     """Reads a checkpoint and its tokenizer, and takes the memory that the config gives.
+
+    Args:
+        num_lanes, holds_ffn: see `step3.engine.engine.Engine`.
 
     Raises:
         Step3Error: not a checkpoint of Step3, no tokenizer, or a memory budget that cannot work.
@@ -43,6 +46,8 @@ def load(config: EngineConfig) -> Loaded:
     network = read_network(folder, checkpoint.config)
     sees = network.vision is not None
     tokens = Tokens.load(folder, sees, config.tokenizer, config.chat_template)
-    engine = Engine(config, checkpoint, network, tokens.image_processor)
+    engine = Engine(
+        config, checkpoint, network, tokens.image_processor, num_lanes=num_lanes, holds_ffn=holds_ffn
+    )
     intake = Intake(config, network, tokens, engine.memory.max_model_len)
     return Loaded(engine, tokens, intake, default_sampling(folder))

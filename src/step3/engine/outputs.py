@@ -139,7 +139,9 @@ class OutputMaker:
         if has_logprobs:
             made = self._told.setdefault(sequence.choice, _Told()).logprobs
             made += [logprob_table(entry, self.table) for entry in sequence.logprobs[len(made) :]]
-            logprobs = made[tokens:]
+            # What was generated before, somewhere else, has none here.
+            replayed = sequence.num_output_tokens - len(made)
+            logprobs = made[max(0, tokens - replayed) :]
         return CompletionOutput(
             index=sequence.choice,
             text="".join(reveal(sequence)[pieces:]),

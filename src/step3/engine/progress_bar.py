@@ -10,8 +10,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from step3.engine.request import Request
-
 
 class ProgressBar:
     """A bar over a number of requests: rich's, or one that the caller makes as tqdm makes them."""
@@ -39,12 +37,12 @@ class ProgressBar:
             self._rich.add_task("", total=self._total, speed="")
         return self
 
-    def finished(self, request: Request) -> None:
-        """One request more has ended."""
+    def finished(self, read: int, written: int) -> None:
+        """One request more has ended, with so many tokens of prompt and of answers."""
         if self._rich is None and self._other is None:
             return
-        self._read += len(request.prompt_token_ids)
-        self._written += sum(sequence.num_output_tokens for sequence in request.sequences)
+        self._read += read
+        self._written += written
         seconds = max(time.monotonic() - self._start, 1e-6)
         speed = f"in {self._read / seconds:.0f} tokens/s, out {self._written / seconds:.0f} tokens/s"
         if self._rich is not None:

@@ -8,6 +8,7 @@ priority when one of higher priority waits and does not fit.
 
 from __future__ import annotations
 
+import sys
 from bisect import insort
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -62,9 +63,15 @@ class Scheduler:
         max_num_batched_tokens: int,
         max_model_len: int,
         draft: Callable[[list[Sequence]], None] | None = None,
+        share: Callable[[], int] | None = None,
     ) -> None:
-        """`draft` fills in `drafts` of the sequences that are about to decode."""
-        self._cache, self._waiting, self._draft = cache, waiting, draft
+        """
+        Args:
+            draft: fills in `drafts` of the sequences that are about to decode.
+            share: sequences that may run here before others of the instance's lanes have as many; None for
+                as many as there are seats.
+        """
+        self._cache, self._waiting, self._draft, self._share = cache, waiting, draft, share
         self._max_tokens, self._max_model_len = max_num_batched_tokens, max_model_len
         self._seats = list(range(max_num_seqs))[::-1]
         self.running: list[Sequence] = []
@@ -153,8 +160,9 @@ class Scheduler:
     def _admit(self, step: list[Scheduled], budget: int) -> None:
         if not self._seats or budget <= 0:
             return
+        share = sys.maxsize if self._share is None else self._share()
         for sequence in list(self._waiting):
-            if budget <= 0:
+            if budget <= 0 or len(self.running) >= share:
                 return
             if not _is_ready(sequence):
                 continue

@@ -1,0 +1,1 @@
+"""Where many instances become one system: topology, launch, registry with leases, routing, recovery."""

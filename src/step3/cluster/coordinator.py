@@ -1,0 +1,601 @@
+"""The one that knows all instances: takes them in, notices when they die, and sees every request through."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from step3.cluster import control, processes
+from step3.cluster.config import ClusterConfig, ClusterError, host_key
+from step3.cluster.control import Channel, ControlError
+from step3.cluster.deployment import Deployment
+from step3.cluster.processes import BackOff, Nursery, Process
+from step3.cluster.registry import Member, Registry, Role, State
+from step3.cluster.router import Place, choose
+from step3.cluster.spans import InstanceSpans
+
+log = logging.getLogger("step3.cluster")
+
+CHECKS_PER_LEASE = 6
+MOST_DEATHS_AT_START = 5
+SPANS_SECONDS = 30.0
+"""How long instances may take to send what they recorded."""
+
+
+@dataclass(eq=False)
+class Answered:
+    """How much of an answer is known here.
+
+    Attributes:
+        characters: of its text.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    characters: int = 0
+    is_finished: bool = False
+
+
+@dataclass(eq=False)
+class Ongoing:
+    """A request until its end: enough to start it again anywhere.
+
+    Attributes:
+        prompt, params: packed.
+        names: of its prompt's blocks, for the router.
+        num_tokens: of its prompt.
+        answers: what has come so far.
+        deliver: takes each message about it, on the coordinator's thread.
+        member: the instance that has it.
+        attempt: how often it was given to an instance.
+    """
+
+    number: int
+    prompt: Mapping[str, Any]
+    params: Mapping[str, Any]
+    priority: int
+    names: Sequence[bytes]
+    num_tokens: int
+    answers: list[Answered]
+    deliver: Callable[[Mapping[str, Any]], None]
+    member: Member | None = None
+    attempt: int = 0
+
+    @property
+    def held(self) -> int:
+        """Tokens that it takes in a KV cache."""
+        return self.num_tokens + sum(len(one.tokens) for one in self.answers)
+
+
+@dataclass(eq=False)
+class Slot:
+    """A place for a process of this host, which is filled again when the process dies.
+
+    Attributes:
+        ticket: by which the process is known when it joins.
+        is_wanted: whether it is to be filled.
+        failure: why it could not load.
+        deaths: of its processes.
+    """
+
+    role: Role
+    instance: int
+    cores: list[int] | None
+    ticket: str = field(default_factory=lambda: secrets.token_hex(16))
+    process: Process | None = None
+    member: Member | None = None
+    back_off: BackOff = field(default_factory=BackOff)
+    started: float = 0.0
+    is_wanted: bool = True
+    failure: str | None = None
+    deaths: int = 0
+
+
+class Coordinator:
+    """Runs a deployment on one event loop; every method is called on its thread.
+
+    Attributes:
+        address: where instances join over the network; None if they cannot.
+        restarts: dead processes that were replaced, by role.
+        moved: requests that went on elsewhere because their instance had died.
+    """
+
+    def __init__(self, config: ClusterConfig, model: str | None, device: str | None) -> None:
+        self._config = config
+        self._model, self._device = model, device
+        self._host = host_key()
+        self._local = f"unix:step3-control-{secrets.token_hex(12)}"
+        self._servers: list[asyncio.AbstractServer] = []
+        self._registry = Registry(config.topology, config.lease)
+        self._channels: dict[Member, Channel] = {}
+        self._places: dict[Member, Place] = {}
+        self._requests: dict[int, Ongoing] = {}
+        self._parked: list[Ongoing] = []
+        self._slots: list[Slot] = []
+        self._nursery = Nursery()
+        self._changed = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._spans: dict[Member, asyncio.Future[Any]] = {}
+        self._retired: list[Mapping[str, Any]] = []
+        self._is_stopping = False
+        self.address: str | None = None
+        self.restarts: Counter[str] = Counter()
+        self.moved = 0
+
+    async def warm_up(self) -> None:
+        """Begins to get ready to start instances, while others get ready to tell which."""
+        launched = zip(("ffn", "attention"), reversed(self._config.launches), strict=True)
+        await self._nursery.open([role for role, count in launched if count])
+
+    async def start(self, deployment: Deployment) -> None:
+        """Starts this host's instances and waits until the deployment can answer.
+
+        Raises:
+            ClusterError: an instance cannot load, or not in time; says why.
+        """
+        self._deployment = deployment
+        secret = self._config.secret
+        server, _ = await control.listen(self._local, secret, self._serve)
+        self._servers.append(server)
+        if self._config.listen is not None:
+            server, self.address = await control.listen(self._config.listen, secret, self._serve)
+            self._servers.append(server)
+        self._spawn(self._watch_leases())
+        attention, ffn = self._config.launches
+        cores: list[Any] = [None] * (attention + ffn)
+        if self._config.bind_cores:
+            cores = list(processes.share_cores(attention + ffn))
+        for number in range(ffn):
+            self._fill(Slot("ffn", number, cores[attention + number]))
+        for number in range(attention):
+            self._fill(Slot("attention", number, cores[number]))
+        deadline = time.monotonic() + self._config.start_seconds
+        while not self._is_complete():
+            self._changed.clear()
+            self._raise_failures()
+            left = deadline - time.monotonic()
+            # Instances of other hosts come when they come.
+            if left <= 0 and self._config.listen is None:
+                raise ClusterError(f"the instances did not load within {self._config.start_seconds:g} s")
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), 0.5)
+
+    async def stop(self) -> None:
+        """Ends all instances that were started here, and tells the others to leave."""
+        self._is_stopping = True
+        for task in list(self._tasks):
+            task.cancel()
+        for slot in self._slots:
+            slot.is_wanted = False
+        for channel in self._channels.values():
+            channel.send({"type": "leave"})
+        for server in self._servers:
+            server.close()
+        running = [slot.process for slot in self._slots if slot.process is not None]
+        until = time.monotonic() + 2.0
+        while not all(one.has_ended for one in running) and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+        for process in running:
+            process.kill()
+        while not all(one.has_ended for one in running):
+            await asyncio.sleep(0.01)
+        self._nursery.close()
+        for channel in list(self._channels.values()):
+            channel.close()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests can be answered now."""
+        return bool(self._registry.members("attention", State.READY)) and not self._registry.missing_shards()
+
+    def submit(self, request: Ongoing) -> None:
+        """Takes a request on; it is seen through whatever becomes of the instances."""
+        self._requests[request.number] = request
+        self._give_out(request)
+
+    def abort(self, number: int) -> None:
+        """Forgets a request."""
+        request = self._requests.pop(number, None)
+        if request is None:
+            return
+        if request in self._parked:
+            self._parked.remove(request)
+        if request.member is not None:
+            self._release(request)
+            channel = self._channels.get(request.member)
+            if channel is not None:
+                channel.send({"type": "abort", "number": number})
+
+    def forget_prefixes(self) -> None:
+        for member, channel in self._channels.items():
+            if member.role == "attention":
+                channel.send({"type": "forget_prefixes"})
+
+    def members(self) -> list[Member]:
+        return [*self._registry.members("attention"), *self._registry.members("ffn")]
+
+    def statistics(self) -> list[Mapping[str, Any]]:
+        """Of all attention instances, and the last of those that have ended."""
+        now = [
+            one.told["statistics"] for one in self._registry.members("attention") if "statistics" in one.told
+        ]
+        return [*now, *self._retired]
+
+    def memory(self) -> Mapping[str, Any]:
+        """What an attention instance's memory goes to."""
+        return next(
+            member.told["memory"] for member in self._registry.members("attention") if "memory" in member.told
+        )
+
+    @property
+    def num_parked(self) -> int:
+        """Requests that wait for an attention instance to be there."""
+        return len(self._parked)
+
+    def add(self, role: Role, shard: int = 0) -> str:
+        """Starts one more instance on this host: attention, or a replica of a shard.
+
+        Raises:
+            ClusterError: there is no such shard.
+        """
+        shards = self._config.topology.shards
+        if role == "ffn" and not 0 <= shard < shards:
+            raise ClusterError(f"there is no shard {shard}: they count from 0 to {shards - 1}")
+        taken = {one.instance for one in self._registry.members(role)}
+        taken |= {slot.instance for slot in self._slots if slot.role == role and slot.is_wanted}
+        number, step = (shard, shards) if role == "ffn" else (0, 1)
+        while number in taken:
+            number += step
+        self._fill(Slot(role, number, None))
+        return f"{role} {number}"
+
+    def drain(self, role: Role, instance: int) -> None:
+        """Lets an instance finish what it has, and leave.
+
+        Raises:
+            ClusterError: it is not there, or the last of its kind.
+        """
+        found = [one for one in self._registry.members(role) if one.instance == instance]
+        if not found:
+            raise ClusterError(f"there is no {role} instance {instance}")
+        [member] = found
+        others = [
+            one
+            for one in self._registry.members(role, State.READY)
+            if one is not member and one.shard == member.shard
+        ]
+        if not others:
+            kind = "attention instance" if role == "attention" else f"instance of shard {member.shard}"
+            raise ClusterError(f"{member} is the last {kind}: add another one first")
+        for slot in self._slots:
+            if slot.member is member:
+                slot.is_wanted = False
+        member.state = State.DRAINING
+        if role == "ffn":
+            self._tell_members()
+        self._let_go_if_idle(member)
+
+    async def record(self, seconds: float) -> list[InstanceSpans]:
+        """What all instances do for so long."""
+        for channel in self._channels.values():
+            channel.send({"type": "record", "seconds": seconds + 1.0})
+        await asyncio.sleep(seconds)
+        members = [one for one in self.members() if one in self._channels and one.state is not State.LOADING]
+        loop = asyncio.get_running_loop()
+        for member in members:
+            self._spans[member] = loop.create_future()
+            self._channels[member].send({"type": "spans"})
+        await asyncio.wait(
+            [asyncio.ensure_future(self._spans[one]) for one in members], timeout=SPANS_SECONDS
+        )
+        found = []
+        for member in members:
+            future = self._spans.pop(member)
+            if future.done() and not future.cancelled():
+                name = f"{member.role} {member.instance}"
+                ahead = int(member.told.get("ahead_ns", 0))
+                found.append(InstanceSpans(name, ahead, future.result(), member.role == "attention"))
+        return found
+
+    def _is_complete(self) -> bool:
+        filled = all(slot.member is not None and slot.member.state is State.READY for slot in self._slots)
+        return filled and self.is_ready
+
+    def _raise_failures(self) -> None:
+        for slot in self._slots:
+            if slot.failure is not None:
+                raise ClusterError(slot.failure)
+            if slot.deaths >= MOST_DEATHS_AT_START:
+                raise ClusterError(
+                    f"{slot.role} instance {slot.instance} has died {slot.deaths} times before it was ready: "
+                    "see the log above; is there enough memory?"
+                )
+
+    async def _serve(self, channel: Channel) -> None:
+        """One instance's connection, from its joining to its end."""
+        try:
+            asked = await channel.receive()
+            member, slot = self._take_in(asked)
+        except ControlError as error:
+            log.warning("dropped a control connection: %s", error)
+            return
+        except (ClusterError, KeyError, TypeError) as error:
+            log.warning("refused an instance: %s", error)
+            channel.send({"type": "refused", "reason": str(error)})
+            return
+        self._channels[member] = channel
+        if slot is not None:
+            slot.member = member
+        channel.send(
+            {
+                "type": "welcome",
+                "deployment": self._deployment.pack(),
+                "instance": member.instance,
+                "shard": member.shard,
+                "epoch": member.epoch,
+                "host": self._host,
+            }
+        )
+        if member.role == "attention":
+            channel.send(self._members_message())
+        reason = "its connection ended"
+        try:
+            while self._registry.holds(member):
+                self._take(member, await channel.receive())
+        except ControlError as error:
+            reason = str(error)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = f"it sent what makes no sense ({error!r:.200})"
+        self._lose(member, reason)
+
+    def _take_in(self, asked: Mapping[str, Any]) -> tuple[Member, Slot | None]:
+        role = asked["role"]
+        if asked["type"] != "join" or role not in ("attention", "ffn"):
+            raise ClusterError("an instance has to join as attention or ffn first")
+        if asked["model"] != self._deployment.model:
+            raise ClusterError("it has another checkpoint: give --model the one that this deployment serves")
+        slot = None
+        if asked.get("ticket") is not None:
+            slot = next((one for one in self._slots if one.ticket == asked["ticket"]), None)
+            if slot is None:
+                raise ClusterError("its ticket is not of this coordinator")
+            if slot.member is not None:
+                self._lose(slot.member, "its process was replaced")
+        wanted = None if slot is None else slot.instance
+        member = self._registry.join(
+            role,
+            str(asked["host"]),
+            int(asked["pid"]),
+            time.monotonic(),
+            self._config.start_seconds,
+            wanted,
+        )
+        return member, slot
+
+    def _take(self, member: Member, message: Mapping[str, Any]) -> None:
+        self._registry.renew(member, time.monotonic())
+        match message["type"]:
+            case "beat":
+                echo = {"type": "beat", "sent_ns": message["sent_ns"], "now_ns": time.monotonic_ns()}
+                self._channels[member].send(echo)
+                member.told = {**member.told, **message}
+            case "ready":
+                member.told = {**member.told, **message}
+                self._make_ready(member, message)
+            case "output":
+                self._take_output(member, message)
+            case "failed":
+                self._take_failure(member, message)
+            case "spans":
+                future = self._spans.get(member)
+                if future is not None and not future.done():
+                    future.set_result(message["spans"])
+            case "cannot_load":
+                slot = self._slot_of(member)
+                if slot is not None:
+                    slot.failure = f"{member} cannot load: {message['reason']}"
+                self._changed.set()
+            case "left":
+                self._lose(member, "it left")
+
+    def _make_ready(self, member: Member, message: Mapping[str, Any]) -> None:
+        self._registry.make_ready(member, message["addresses"], time.monotonic())
+        log.info("%s is ready", member)
+        if member.role == "ffn":
+            self._tell_members()
+        else:
+            memory = message["memory"]
+            self._places[member] = Place(memory["num_blocks"] * memory["block_size"])
+            parked, self._parked = self._parked, []
+            for request in parked:
+                self._give_out(request)
+        self._changed.set()
+
+    def _lose(self, member: Member, reason: str) -> None:
+        """An instance is no member any more; what it had goes on elsewhere."""
+        channel = self._channels.pop(member, None)
+        if not self._registry.holds(member):
+            return
+        if not self._is_stopping:
+            log.warning("%s is gone: %s", member, reason)
+        if channel is not None:
+            channel.close()
+        self._registry.remove(member)
+        self._places.pop(member, None)
+        slot = self._slot_of(member)
+        if slot is not None:
+            slot.member = None
+            if slot.process is not None and reason != "it left":
+                # Whoever does not answer must not go on computing.
+                slot.process.kill()
+        if member.role == "ffn":
+            self._tell_members()
+            return
+        if "statistics" in member.told:
+            self._retired.append(
+                {**member.told["statistics"], "waiting": 0, "running": 0, "kv_cache_usage": 0}
+            )
+        for request in [one for one in self._requests.values() if one.member is member]:
+            request.member = None
+            self.moved += 1
+            self._give_out(request)
+
+    async def _watch_leases(self) -> None:
+        while True:
+            await asyncio.sleep(self._config.lease / CHECKS_PER_LEASE)
+            for member in self._registry.expired(time.monotonic()):
+                self._lose(member, f"it was not heard for {self._config.lease:g} s")
+
+    def _members_message(self) -> dict[str, Any]:
+        members = [
+            [one.instance, one.shard, one.epoch, one.host, one.addresses]
+            for one in self._registry.members("ffn", State.READY)
+        ]
+        return {"type": "members", "members": members}
+
+    def _tell_members(self) -> None:
+        message = self._members_message()
+        for member, channel in self._channels.items():
+            if member.role == "attention":
+                channel.send(message)
+
+    def _fill(self, slot: Slot) -> None:
+        if slot not in self._slots:
+            self._slots.append(slot)
+        attention, ffn = self._config.launches
+        threads = self._config.threads or max(1, len(processes.usable_cores()) // max(1, attention + ffn))
+        settings = {
+            "role": slot.role,
+            "join": self._local,
+            "secret": self._config.secret.hex(),
+            "model": self._model,
+            "device": self._device,
+            "threads": threads,
+            "cores": slot.cores,
+            "advertise": self._advertised,
+            "ticket": slot.ticket,
+        }
+        slot.started = time.monotonic()
+        self._spawn(self._start_process(slot, settings))
+
+    async def _start_process(self, slot: Slot, settings: Mapping[str, Any]) -> None:
+        try:
+            slot.process = await self._nursery.start(settings, lambda: self._refill(slot))
+        except ProcessLookupError:
+            self._refill(slot)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    @property
+    def _advertised(self) -> str | None:
+        """The host under which others reach this one's FFN instances; None if no others can join."""
+        if self._config.listen is None:
+            return None
+        return self._config.advertise or control.split_address(self._config.listen)[0]
+
+    def _refill(self, slot: Slot) -> None:
+        """A process has ended: what it had goes on elsewhere, and another one takes its place."""
+        slot.process = None
+        if slot.member is not None:
+            self._lose(slot.member, "its process ended")
+        if self._is_stopping:
+            return
+        if not slot.is_wanted:
+            self._slots.remove(slot)
+            return
+        lived = time.monotonic() - slot.started
+        wait = slot.back_off.next(lived)
+        log.warning("%s instance %d starts again in %g s", slot.role, slot.instance, wait)
+        slot.deaths += 1
+        self.restarts[slot.role] += 1
+        self._spawn(self._fill_later(slot, wait))
+        self._changed.set()
+
+    async def _fill_later(self, slot: Slot, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        if slot.is_wanted and not self._is_stopping:
+            self._fill(slot)
+
+    def _slot_of(self, member: Member) -> Slot | None:
+        return next((slot for slot in self._slots if slot.member is member), None)
+
+    def _give_out(self, request: Ongoing) -> None:
+        """Gives a request to the instance that suits it best, to go on from where it is."""
+        places = {
+            member.instance: place for member, place in self._places.items() if member.state is State.READY
+        }
+        tokens = request.num_tokens + sum(len(one.tokens) for one in request.answers)
+        instance = choose(places, request.names, tokens)
+        if instance is None:
+            self._parked.append(request)
+            return
+        member = next(one for one in self._places if one.instance == instance and one.state is State.READY)
+        place = self._places[member]
+        place.remember(request.names)
+        place.held += request.held
+        request.member, request.attempt = member, request.attempt + 1
+        has_begun = any(one.tokens for one in request.answers)
+        self._channels[member].send(
+            {
+                "type": "generate",
+                "number": request.number,
+                "attempt": request.attempt,
+                "prompt": request.prompt,
+                "params": request.params,
+                "priority": request.priority,
+                "tokens": [one.tokens for one in request.answers] if has_begun else [],
+                "characters": [one.characters for one in request.answers],
+            }
+        )
+
+    def _take_output(self, member: Member, message: Mapping[str, Any]) -> None:
+        request = self._requests.get(message["number"])
+        if request is None or request.member is not member or request.attempt != message["attempt"]:
+            return
+        fresh = []
+        for packed in message["answers"]:
+            index, text, tokens, _, finish_reason, _ = packed
+            answer = request.answers[index]
+            if answer.is_finished:
+                # It ended before the request came here, and ends once more.
+                continue
+            answer.tokens.extend(tokens)
+            answer.characters += len(text)
+            answer.is_finished = finish_reason is not None
+            self._places[member].held += len(tokens)
+            fresh.append(packed)
+        if message.get("finished"):
+            self._finish(request)
+        request.deliver({**message, "answers": fresh})
+
+    def _take_failure(self, member: Member, message: Mapping[str, Any]) -> None:
+        request = self._requests.get(message["number"])
+        if request is not None and request.member is member and request.attempt == message["attempt"]:
+            self._finish(request)
+            request.deliver(message)
+
+    def _finish(self, request: Ongoing) -> None:
+        del self._requests[request.number]
+        self._release(request)
+
+    def _release(self, request: Ongoing) -> None:
+        """Its instance has room again."""
+        assert request.member is not None
+        place = self._places.get(request.member)
+        if place is not None:
+            place.held -= request.held
+        self._let_go_if_idle(request.member)
+
+    def _let_go_if_idle(self, member: Member) -> None:
+        is_busy = any(one.member is member for one in self._requests.values())
+        if member.state is State.DRAINING and not is_busy and member in self._channels:
+            self._channels[member].send({"type": "leave"})
