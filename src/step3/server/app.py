@@ -24,6 +24,7 @@ from step3.server.engine_client import EngineFailure
 from step3.server.errors import RequestFault, error_response, fault_of_validation
 from step3.server.front_door import FrontDoor, Gate
 from step3.server.metrics import CONTENT_TYPE, exposition
+from step3.server.page import add_pages
 from step3.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from step3.server.streams import ClientGone, EventStream, unless_gone
 from step3.server.supervisor import Supervisor
@@ -46,6 +47,7 @@ def make_app(config: ServerConfig, supervisor: Supervisor) -> FrontDoor:
     _add_models(app, answering)
     responses = Counter[tuple[str, int]]()
     _add_state(app, supervisor, responses)
+    add_pages(app)
     paths = frozenset(route.path for route in app.routes if isinstance(route, APIRoute))
     # Beside those that are answered, some may be on their way in or out.
     return FrontDoor(app, config.api_keys, paths, 2 * most, responses)

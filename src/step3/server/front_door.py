@@ -9,9 +9,10 @@ from collections import Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from step3.server.errors import RequestFault, error_response
+from step3.server.page.assets import ASSETS
 
-OPEN_PATHS = frozenset({"/health", "/version"})
-"""Where no key is asked for, so that load balancers can look."""
+OPEN_PATHS = frozenset({"/health", "/version", *ASSETS})
+"""Where no key is asked for: load balancers look here, and pages can ask for the key only once they are there."""
 
 
 class Gate:
