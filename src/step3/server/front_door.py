@@ -12,7 +12,7 @@ from step3.server.errors import RequestFault, error_response
 from step3.server.page.assets import ASSETS
 
 OPEN_PATHS = frozenset({"/health", "/version", *ASSETS})
-"""Where no key is asked for: load balancers look here, and pages can ask for the key only once they are there."""
+"""Where no key is asked for: load balancers look here, and a page that is not there cannot ask for a key."""
 
 
 class Gate:

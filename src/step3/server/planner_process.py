@@ -1,7 +1,7 @@
-"""A process that searches deployments for the planner's page: a JSON line in, a JSON line out, until the input ends.
+"""A process that searches deployments for the planner's page: a JSON line in, a JSON line out.
 
-Started with `python -m step3.server.planner_process` by `step3.server.page.planner`. It is a process of its own
-so that a search never holds up the answers of the server.
+`step3.server.page.planner` starts it with `python -m step3.server.planner_process`; it ends with its input.
+It is a process of its own so that a search never holds up the answers of the server.
 """
 
 from __future__ import annotations
