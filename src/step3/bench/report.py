@@ -11,6 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from step3.bench.load import Load, Run
+from step3.plan.canvas import COLOURS, MARKERS, drawing
 from step3.plan.simulate.requests import ClosedLoop, OpenLoop
 
 PERCENTILES = (50, 90, 99)
@@ -64,35 +65,39 @@ def _spread(seconds: Iterable[float | None]) -> dict[str, float] | None:
     return {"mean": float(values.mean()), **found, "max": float(values.max())}
 
 
-def results_table(results: Sequence[dict[str, Any]]) -> Table:
-    """The runs side by side."""
-    table = Table(box=None, header_style="dim", padding=(0, 1), pad_edge=False)
-    table.add_column("load", no_wrap=True)
-    heads = ["done", "failed", "req/s", "tokens/s"]
-    heads += ["TTFT ms p50", "p90", "p99", "TPOT ms p50", "p90", "p99", "whole s p50", "p99"]
-    for head in heads:
-        table.add_column(head, justify="right")
+def results_tables(results: Sequence[dict[str, Any]]) -> list[Table]:
+    """The runs below each other: what was done, and how long it took."""
+    done = _table("load", "requests", "failed", "seconds", "req/s", "tokens/s")
+    took = _table(
+        "load", *(f"{name}\np{q}" for name in ("TTFT ms", "TPOT ms", "whole s") for q in PERCENTILES)
+    )
     for result in results:
-        times = [_cells(result[name], (50, 90, 99)) for name in ("ttft_ms", "tpot_ms")]
-        whole = _cells(result["end_to_end_ms"], (50, 99), 1e-3)
         failed = result["failed"]
-        table.add_row(
+        done.add_row(
             result["load"],
-            f"{result['completed']:,}",
+            f"{result['requests']:,}",
             f"[bold red]{failed:,}[/]" if failed else "0",
+            f"{result['seconds']:,.1f}",
             f"{result['requests_per_second']:,.2f}",
             f"{result['output_tokens_per_second']:,.1f}",
-            *times[0],
-            *times[1],
-            *whole,
         )
+        times = (("ttft_ms", 1.0), ("tpot_ms", 1.0), ("end_to_end_ms", 1e-3))
+        took.add_row(result["load"], *(cell for name, unit in times for cell in _cells(result[name], unit)))
+    return [done, took]
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=None, header_style="dim", padding=(0, 1), pad_edge=False)
+    table.add_column(first, no_wrap=True)
+    for head in others:
+        table.add_column(head, justify="right")
     return table
 
 
-def _cells(spread: dict[str, float] | None, percentiles: Sequence[int], unit: float = 1.0) -> list[str]:
+def _cells(spread: dict[str, float] | None, unit: float) -> list[str]:
     if spread is None:
-        return ["–"] * len(percentiles)
-    return [_three_digits(spread[f"p{q}"] * unit) for q in percentiles]
+        return ["–"] * len(PERCENTILES)
+    return [_three_digits(spread[f"p{q}"] * unit) for q in PERCENTILES]
 
 
 def _three_digits(value: float) -> str:
@@ -119,41 +124,51 @@ def draw(results: Sequence[dict[str, Any]], title: str, path: Path) -> None:
         PlanError: matplotlib is missing.
         OSError: the file cannot be written.
     """
-    from step3.plan.canvas import COLOURS, MARKERS, drawing
-
     with drawing(10.5, 3.6, columns=3) as (figure, axes):
-        places = range(len(results))
-        for panel, (name, label) in zip(
-            axes, (("ttft_ms", "TTFT, ms"), ("tpot_ms", "TPOT, ms")), strict=False
-        ):
-            for i, q in enumerate(PERCENTILES):
-                points = [(x, results[x][name][f"p{q}"]) for x in places if results[x][name]]
-                if points:
-                    xs, ys = zip(*points, strict=True)
-                    panel.plot(xs, ys, color=COLOURS[i], marker=MARKERS[i], label=f"p{q}")
-            panel.set(ylabel=label, title=label.partition(",")[0])
-            panel.set_ylim(bottom=0)
-            if panel.lines:
-                panel.legend()
-        rates = [result["output_tokens_per_second"] for result in results]
-        axes[2].bar(places, rates, color=COLOURS[0], width=0.6)
-        for x, rate in zip(places, rates, strict=True):
-            axes[2].annotate(
-                _three_digits(rate), (x, rate), (0, 3), textcoords="offset points", ha="center", fontsize=8
-            )
-            if results[x]["failed"]:
-                told = f"{results[x]['failed']:,} failed"
-                axes[2].annotate(
-                    told, (x, 0), (0, 4), textcoords="offset points", ha="center", color=COLOURS[4]
-                )
-        axes[2].set(ylabel="output tokens/s", title="Throughput")
-        axes[2].margins(y=0.12)
+        _draw_times(axes[0], results, "ttft_ms", "time to first token, ms")
+        _draw_times(axes[1], results, "tpot_ms", "time per token after it, ms")
+        _draw_throughput(axes[2], results)
         for panel in axes:
-            panel.set_xticks(list(places), [result["load"].removesuffix(" at once") for result in results])
+            panel.set_xticks(range(len(results)), _ticks(results))
             panel.set_xlim(-0.6, len(results) - 0.4)
             panel.set_xlabel(_axis(results))
-        figure.suptitle(title, x=0.01, ha="left", fontsize=9, color="#6b7280")
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
         figure.savefig(path, dpi=160, format="png")
+
+
+def _draw_times(panel: Any, results: Sequence[dict[str, Any]], name: str, label: str) -> None:
+    for i, q in enumerate(PERCENTILES):
+        for is_open in (False, True):
+            # Concurrencies and rates are no one scale: no line leads from the one to the other.
+            places = [
+                x for x, result in enumerate(results) if result[name] and bool(result["rate"]) is is_open
+            ]
+            values = [results[x][name][f"p{q}"] for x in places]
+            panel.plot(
+                places, values, color=COLOURS[i], marker=MARKERS[i], label=None if is_open else f"p{q}"
+            )
+    panel.set(ylabel=label)
+    panel.set_ylim(bottom=0)
+    handles = [line for line, _ in zip(panel.lines[::2], PERCENTILES, strict=False)]
+    panel.legend(handles, [f"p{q}" for q in PERCENTILES])
+
+
+def _draw_throughput(panel: Any, results: Sequence[dict[str, Any]]) -> None:
+    rates = [result["output_tokens_per_second"] for result in results]
+    panel.bar(range(len(results)), rates, color=COLOURS[0], width=0.6)
+    for x, (result, rate) in enumerate(zip(results, rates, strict=True)):
+        written = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
+        panel.annotate(_three_digits(rate), (x, rate), (0, 3), **written)
+        if result["failed"]:
+            panel.annotate(f"{result['failed']:,} failed", (x, rate), (0, 14), color=COLOURS[4], **written)
+    panel.set(ylabel="output tokens/s")
+    panel.margins(y=0.15)
+
+
+def _ticks(results: Sequence[dict[str, Any]]) -> list[str]:
+    if _axis(results) == "load":
+        return [result["load"].replace(" a second", "/s") for result in results]
+    return [f"{result['concurrency'] or result['rate']:g}" for result in results]
 
 
 def _axis(results: Sequence[dict[str, Any]]) -> str:

@@ -87,7 +87,7 @@ def bench(
     from step3.bench.errors import BenchError
     from step3.bench.load import Plan, run
     from step3.bench.prompts import Asking, fitted
-    from step3.bench.report import draw, load_name, results_table, summary, warnings
+    from step3.bench.report import draw, load_name, results_tables, summary, warnings
     from step3.bench.stream import Endpoint, get_json
     from step3.plan.simulate.requests import ClosedLoop, Lengths
     from step3.plan.workload import parse_contexts
@@ -127,7 +127,8 @@ def bench(
         f"{'the trace’s lengths' if trace else f'prompts of {prompt}, answers of {output} tokens'}",
         highlight=False,
     )
-    console.print(results_table(results))
+    for table in results_tables(results):
+        console.print(table)
     for told in warnings(results):
         console.print(told, style="yellow", markup=False, highlight=False)
     title = (

@@ -208,7 +208,7 @@ class ModelAnswers:
             "template": {},
             "tool_choice": None,
             "parallel": True,
-            "params": {"skip_special_tokens": False, **self._params},
+            "params": {"max_tokens": None, "skip_special_tokens": False, **self._params},
             "stream": True,
             "priority": 0,
         }
