@@ -25,7 +25,7 @@ demo: $(VENV)/.run  ## Set up, draw a picture and let the bundled Step3 answer a
 	@$(BIN)/step3 demo
 
 serve: $(VENV)/.run  ## Set up and serve the bundled model to OpenAI clients at http://127.0.0.1:8000/v1
-	@$(INSTALL) -e '.[server]'
+	@$(INSTALL) -e '.[server,structured]'
 	@$(BIN)/step3 serve
 
 test: $(VENV)/.dev lint types  ## Set up and run every check: format, lint, types, tests

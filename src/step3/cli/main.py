@@ -10,7 +10,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from step3.cli.bench import bench
 from step3.cli.calibrate import calibrate
+from step3.cli.chat import chat
 from step3.cli.demo import demo
 from step3.cli.evaluate_nano import evaluate_nano
 from step3.cli.generate import generate
@@ -31,7 +33,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.command("bench")(bench)
 app.command("calibrate")(calibrate)
+app.command("chat")(chat)
 app.command("demo")(demo)
 app.command("evaluate-nano")(evaluate_nano)
 app.command("generate")(generate)

@@ -257,7 +257,6 @@ class _EngineLoop:
 
     def __init__(self, model: Loaded, driver: LaneDriver | None) -> None:
         self._engine, self._driver = model.engine, driver
-        self._step = model.engine.step if driver is None else driver.step
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._streams: dict[str, _Stream] = {}
         self._is_told_to_stop = False
@@ -282,7 +281,7 @@ class _EngineLoop:
             while not self._is_told_to_stop:
                 self._take_commands()
                 if self._engine.has_requests and not self._is_told_to_stop:
-                    result = self._step()
+                    result = self._engine.step() if self._driver is None else self._driver.step()
                     self._hand_out(result.advanced)
                     if not result.advanced:
                         self._engine.wait_for_grammar(0.01)

@@ -29,6 +29,7 @@ from step3.server.messages import PING, MessagesAnswer, messages_question
 from step3.server.messages_protocol import CountTokensRequest, MessagesRequest
 from step3.server.metrics import CONTENT_TYPE, exposition
 from step3.server.openapi import describe
+from step3.server.page import add_pages
 from step3.server.pictures import PictureSource
 from step3.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from step3.server.responses import ResponsesAnswer, responses_question
@@ -76,6 +77,7 @@ def make_app(config: ServerConfig, supervisor: Supervisor, pictures: PictureSour
     responses = Counter[tuple[str, int]]()
     _add_state(app, supervisor, responses)
     describe(app)
+    add_pages(app)
     paths = frozenset(route.path for route in app.routes if isinstance(route, APIRoute))
     # Beside those that are answered, some may be on their way in or out.
     door = FrontDoor(app, config.api_keys, paths, 2 * most, responses)

@@ -9,9 +9,10 @@ from collections import Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from step3.server.errors import RequestFault, error_response
+from step3.server.page.assets import ASSETS
 
-OPEN_PATHS = frozenset({"/health", "/version", "/docs"})
-"""Where no key is asked for: what load balancers look at, and a page that holds nothing by itself."""
+OPEN_PATHS = frozenset({"/health", "/version", "/docs", *ASSETS})
+"""Where no key is asked for: what load balancers look at, and pages that hold nothing by themselves."""
 
 
 class Gate:

@@ -34,7 +34,7 @@ class Timeline:
         while length > 0 and start < end:
             edge = (int(start / self.width + 1e-9) + 1) * self.width
             until = min(edge, end)
-            self.add((start + until) / 2, value * (until - start) / length)
+            self.add((start + until) / 2, value * ((until - start) / length))
             start = until
         if length <= 0:
             self.add(end, value)
