@@ -104,12 +104,11 @@ class Intake:
         """What was generated of each answer."""
         if not output:
             return []
-        if isinstance(output[0], int):
+        rows: list[Any] = [row for row in output if isinstance(row, list | tuple)]
+        if not rows:
             if params.n > 1:
                 raise RequestError("only a request with n = 1 can go on from what was generated")
-            rows: list[Any] = [list(output)]
-        else:
-            rows = [list(row) for row in output]  # type: ignore[arg-type]
+            rows = [list(output)]
         if len(rows) != params.n:
             raise RequestError(f"output_token_ids has {len(rows)} rows for {params.n} answers: give one each")
         if not all(type(token) is int and 0 <= token < self._vocabulary for row in rows for token in row):
