@@ -1,0 +1,255 @@
+"""The attention side: push calls, wait for their answers."""
+
+from __future__ import annotations
+
+import logging
+import math
+import ssl
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from step3.wire import codec
+from step3.wire.connection import Connection, Peer
+from step3.wire.endpoint import Endpoint
+from step3.wire.errors import FrameError, NoSlotError, WireError
+from step3.wire.events import Answer, Event, Failed, Late, Ticket, Times
+from step3.wire.formats import Format, Shapes, Timing
+from step3.wire.frames import Header, Kind
+from step3.wire.handshake import Role
+from step3.wire.layout import CallViews, call_layout, partial_view
+
+log = logging.getLogger("step3.wire")
+
+
+@dataclass
+class _Outstanding:
+    ticket: Ticket
+    layer_format: Format
+    deadline: float
+    forgotten: bool = False
+
+
+@dataclass
+class _Account:
+    """The slots of one connection: free, or with a call whose answer has not come, or being read."""
+
+    free: list[int]
+    calls: dict[int, _Outstanding] = field(default_factory=dict)
+
+
+class AttentionEndpoint(Endpoint):
+    """Pushes calls to FFN endpoints and takes their partial sums.
+
+    Args:
+        activations: format of activations on the way out.
+        partials: format of partial sums on the way back; not fp8.
+
+    The others are those of `Endpoint`.
+    """
+
+    def __init__(
+        self,
+        instance: int,
+        shapes: Shapes,
+        secret: bytes,
+        *,
+        activations: Format = Format.FP8,
+        partials: Format = Format.BFLOAT16,
+        epoch: int = 0,
+        timing: Timing | None = None,
+        tls: ssl.SSLContext | None = None,
+        spin: float = 0.0,
+    ) -> None:
+        if partials is Format.FP8:
+            raise WireError("partial sums travel as bfloat16 or float32, not as fp8")
+        super().__init__(Role.ATTENTION, instance, shapes, secret, epoch, timing, tls, spin)
+        self._activations, self._partials = activations, partials
+        self._accounts: dict[Connection, _Account] = {}
+        self._calls = 0
+
+    def push(
+        self,
+        peers: Sequence[Peer],
+        lane: int,
+        layer: int,
+        x: Tensor,
+        expert_ids: Tensor | None = None,
+        expert_weights: Tensor | None = None,
+        timeout: float | None = None,
+    ) -> list[Ticket]:
+        """Sends one call to some peers, say to a replica of each shard; returns before it has arrived.
+
+        Args:
+            lane: a number for the answer to carry.
+            x: `[tokens, hidden]`, normed; any float dtype and device. It may be changed as soon as this
+            returns.
+            expert_ids: `[tokens, top_k]`, any integer dtype; None in a layer without experts.
+            expert_weights: `[tokens, top_k]`.
+            timeout: seconds after which a `Late` tells that the answer has not come.
+
+        Returns:
+            A ticket for each peer, in their order.
+
+        Raises:
+            PeerGoneError: a peer is gone. Nothing was sent to anyone.
+            NoSlotError: a peer has no slot left. Nothing was sent to anyone.
+            WireError: shapes do not fit those of the endpoint.
+        """
+        connections = [self._connection(peer) for peer in peers]
+        self._check_call(lane, layer, x, expert_ids, expert_weights)
+        for connection in connections:
+            if not self._accounts[connection].free:
+                raise NoSlotError(
+                    f"all {connection.peer and connection.peer.slots} slots of {connection} are taken"
+                )
+        tokens, hidden = x.shape
+        top_k = 0 if expert_ids is None else expert_ids.shape[1]
+        layout = call_layout(self._activations, tokens, hidden, top_k)
+        call, self._calls = self._calls, self._calls + 1
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        self._check_at = min(self._check_at, deadline)
+        written: Tensor | None = None
+        tickets = []
+        for peer, connection in zip(peers, connections, strict=True):
+            account = self._accounts[connection]
+            slot = account.free.pop()
+            assert connection.slots is not None
+            payload = connection.slots.call(slot)[: layout.nbytes]
+            ticket = Ticket(peer, lane, layer, call, slot, tokens, time.monotonic_ns())
+            if written is None:
+                _write(layout.views(payload), x, expert_ids, expert_weights)
+                written = payload
+            else:
+                payload.copy_(written)
+            account.calls[slot] = _Outstanding(ticket, self._partials, deadline)
+            connection.send(
+                Header(
+                    Kind.CALL,
+                    self._activations,
+                    self._partials,
+                    instance=self.instance,
+                    epoch=self.epoch,
+                    lane=lane,
+                    layer=layer,
+                    slot=slot,
+                    top_k=top_k,
+                    call=call,
+                    tokens=tokens,
+                    hidden=hidden,
+                ),
+                payload,
+            )
+            tickets.append(ticket)
+        return tickets
+
+    def wait(self, timeout: float | None = None) -> list[Event]:
+        """What has happened since, at least one thing unless `timeout` seconds pass or `wake` is called."""
+        self._pump(math.inf if timeout is None else time.monotonic() + timeout, lambda: bool(self._events))
+        return self._take_events()
+
+    def forget(self, ticket: Ticket) -> None:
+        """Its answer will be dropped when it comes; until then its slot is taken."""
+        connection = self._peers.get(ticket.peer)
+        if connection is not None:
+            outstanding = self._accounts[connection].calls.get(ticket.slot)
+            if outstanding is not None and outstanding.ticket is ticket:
+                outstanding.forgotten = True
+
+    def slots_free(self, peer: Peer) -> int:
+        """Calls that can be pushed to a peer now; 0 for one that is gone."""
+        connection = self._peers.get(peer)
+        return 0 if connection is None else len(self._accounts[connection].free)
+
+    def _joined(self, connection: Connection, peer: Peer) -> None:
+        self._accounts[connection] = _Account(list(range(peer.slots)))
+
+    def _expect(self, connection: Connection, header: Header) -> None:
+        if header.kind not in (Kind.PARTIAL, Kind.ERROR):
+            raise FrameError(f"a {header.kind.name.lower()} frame came to an attention instance")
+        outstanding = self._accounts[connection].calls.get(header.slot)
+        if outstanding is None or outstanding.ticket.call != header.call:
+            raise FrameError(
+                f"an answer to call {header.call} in slot {header.slot} came, which is not outstanding"
+            )
+        ticket = outstanding.ticket
+        if header.kind is Kind.PARTIAL and (
+            header.partials is not outstanding.layer_format or header.tokens != ticket.tokens
+        ):
+            raise FrameError(f"the answer to {ticket} has another shape or format than was asked for")
+
+    def _deliver(self, connection: Connection, header: Header, text: str) -> None:
+        account = self._accounts[connection]
+        outstanding = account.calls.pop(header.slot)
+        ticket = outstanding.ticket
+        if header.kind is Kind.ERROR or outstanding.forgotten:
+            account.free.append(header.slot)
+            if not outstanding.forgotten:
+                self._events.append(Failed(ticket, text))
+            return
+        assert connection.slots is not None
+        partial = partial_view(
+            connection.slots.answer(header.slot), header.partials, header.tokens, header.hidden
+        )
+        times = Times(
+            ticket.pushed_ns, header.arrived_ns, header.started_ns, header.finished_ns, time.monotonic_ns()
+        )
+        slots = [header.slot]
+
+        def release() -> None:
+            if slots:
+                account.free.append(slots.pop())
+
+        self._events.append(Answer(ticket, partial, times, release))
+
+    def _left(self, connection: Connection, peer: Peer) -> tuple[Ticket, ...]:
+        account = self._accounts.pop(connection)
+        lost = [one.ticket for one in account.calls.values() if not one.forgotten]
+        return tuple(sorted(lost, key=lambda ticket: ticket.call))
+
+    def _late(self, now: float) -> float:
+        next_at = math.inf
+        for account in self._accounts.values():
+            for outstanding in account.calls.values():
+                if outstanding.forgotten:
+                    continue
+                if now >= outstanding.deadline:
+                    outstanding.deadline = math.inf
+                    self._events.append(Late(outstanding.ticket))
+                next_at = min(next_at, outstanding.deadline)
+        return next_at
+
+    def _check_call(
+        self, lane: int, layer: int, x: Tensor, expert_ids: Tensor | None, expert_weights: Tensor | None
+    ) -> None:
+        shapes = self.shapes
+        if x.ndim != 2 or x.shape[1] != shapes.hidden or not 1 <= x.shape[0] <= shapes.max_tokens:
+            raise WireError(
+                f"x must be [1 to {shapes.max_tokens} tokens, {shapes.hidden}], not {list(x.shape)}"
+            )
+        if not 0 <= layer < shapes.layers:
+            raise WireError(f"layer {layer} is not among the {shapes.layers} of the endpoint")
+        if not 0 <= lane < 1 << 16:
+            raise WireError(f"lane {lane} is not from 0 to {(1 << 16) - 1}")
+        if (expert_ids is None) != (expert_weights is None):
+            raise WireError("expert_ids and expert_weights come together or not at all")
+        for name, tensor in (("expert_ids", expert_ids), ("expert_weights", expert_weights)):
+            if tensor is not None and tuple(tensor.shape) != (x.shape[0], shapes.top_k):
+                raise WireError(f"{name} must be [{x.shape[0]}, {shapes.top_k}], not {list(tensor.shape)}")
+
+
+def _write(views: CallViews, x: Tensor, expert_ids: Tensor | None, expert_weights: Tensor | None) -> None:
+    if views.scales is not None:
+        codec.encode_fp8(x, views.values, views.scales)
+    else:
+        views.values.copy_(x)
+    if (
+        views.ids is not None
+        and views.weights is not None
+        and expert_ids is not None
+        and expert_weights is not None
+    ):
+        views.ids.copy_(expert_ids)
+        views.weights.copy_(expert_weights)

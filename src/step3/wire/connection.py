@@ -1,0 +1,319 @@
+"""One peer's connection: the handshake, then frames both ways.
+
+What arrives is read by a script, a generator that yields the buffer it wants filled next and goes on when it
+is full. So nothing is read past a frame, payloads land in their slot without a copy, and a peer that sends
+half a frame holds up nobody.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from step3.wire import frames, handshake
+from step3.wire.errors import FrameError, WireError
+from step3.wire.frames import Header, Kind
+from step3.wire.handshake import Hello, Keys, Role
+from step3.wire.link import Link
+from step3.wire.slots import Slots
+
+log = logging.getLogger("step3.wire")
+
+_READS_AT_A_TIME = 256
+_SEND_PATIENCE_MS = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Peer:
+    """The other end of one connection; a peer that connects anew is a new `Peer`.
+
+    Attributes:
+        instance: its number among those of its role.
+        epoch: grows whenever the instance is replaced.
+        address: where it was reached or came from, for people.
+        slots: calls that may be outstanding on the connection.
+    """
+
+    role: Role
+    instance: int
+    epoch: int
+    address: str
+    slots: int
+
+    def __str__(self) -> str:
+        return f"{self.role.name.lower()} instance {self.instance} (epoch {self.epoch}, {self.address})"
+
+
+class Owner(Protocol):
+    """Who a connection tells what happens; only in the thread that calls `receive`."""
+
+    def admit(self, connection: Connection, peer: Peer) -> str | None:
+        """A peer has proved itself; a text in return refuses it."""
+        ...
+
+    def expect(self, connection: Connection, header: Header) -> None:
+        """A frame passed all checks, its payload has not been read.
+
+        Raises:
+            FrameError: this frame may not come now.
+        """
+        ...
+
+    def deliver(self, connection: Connection, header: Header, text: str) -> None:
+        """A whole frame is there; the payload of an error or goodbye is `text`."""
+        ...
+
+    def unsent(self) -> None:
+        """Bytes remain that `Connection.flush` must send; from any thread."""
+        ...
+
+
+class Connection:
+    """A connection from its first byte to its end.
+
+    The thread that owns the endpoint reads, and `send` may be called from any thread.
+
+    Args:
+        listening: whether this side was called, and so speaks first.
+        own: what this side says of itself.
+    """
+
+    def __init__(self, link: Link, listening: bool, own: Hello, secret: bytes, owner: Owner) -> None:
+        self.link, self.listening = link, listening
+        self.peer: Peer | None = None
+        self.slots: Slots | None = None
+        self.since = self.heard = time.monotonic()
+        self.closed = False
+        self._own, self._secret = own, secret
+        self._owner = owner
+        self._shapes = own.shapes
+        self._lock = threading.Lock()
+        self._queue: deque[memoryview] = deque()
+        self._sent = 0
+        self._key_in = self._key_out = b""
+        self._script = self._listen() if listening else self._connect()
+        self._want = next(self._script)
+
+    def __str__(self) -> str:
+        return str(self.peer) if self.peer is not None else self.link.address
+
+    @property
+    def ready(self) -> bool:
+        """Whether the handshake is done."""
+        return self.peer is not None
+
+    def receive(self) -> bool:
+        """Reads what has arrived; whether it stopped before all was read, to let others have their turn.
+
+        Raises:
+            FrameError: the peer broke the rules.
+            OSError: the connection is lost.
+        """
+        for _ in range(_READS_AT_A_TIME):
+            try:
+                size = self.link.recv_into(self._want)
+            except BlockingIOError:
+                return False
+            if size == 0:
+                raise ConnectionError("the other side closed the connection")
+            self.heard = time.monotonic()
+            self._want = self._want[size:]
+            if not self._want:
+                self._want = next(self._script)
+            if self.closed:
+                return False
+        return True
+
+    def send(self, header: Header, payload: Tensor | None = None, text: bytes = b"") -> None:
+        """Sends a frame; returns before all of it has left if the peer is slow to read.
+
+        Args:
+            payload: uint8, already in the slot of `header`, so that it stays as it is until it has left.
+            text: payload of an error or goodbye.
+        """
+        parts: list[memoryview] = []
+        nbytes, checksum = len(text), 0
+        if payload is not None:
+            nbytes = payload.numel()
+            if not self.link.shares_memory:
+                parts.append(memoryview(payload.numpy()))
+        elif text:
+            parts.append(memoryview(text))
+        if parts:
+            checksum = frames.checksum(parts[0])
+        with self._lock:
+            if self.closed:
+                return
+            header = dataclasses.replace(header, serial=self._sent, payload_bytes=nbytes, checksum=checksum)
+            self._sent += 1
+            self._write([memoryview(frames.pack(header, self._key_out)), *parts])
+
+    def flush(self) -> bool:
+        """Sends what remains; whether nothing remains."""
+        with self._lock:
+            if self._queue and not self.closed:
+                parts = list(self._queue)
+                self._queue.clear()
+                self._write(parts, patient=False)
+            return not self._queue
+
+    def close(self) -> None:
+        """Ends the connection and lets go of its slots."""
+        with self._lock:
+            if self.closed:
+                return
+            self.closed = True
+            self._queue.clear()
+            self.link.close()
+        self.slots = None
+
+    def _write(self, parts: Sequence[memoryview], patient: bool = True) -> None:
+        if self._queue:
+            self._queue.extend(parts)
+            return
+        rest, waited = deque(parts), False
+        try:
+            while rest:
+                try:
+                    size = self.link.send(list(rest)[:16])
+                    waited = False
+                except BlockingIOError:
+                    if patient and not waited and _writable(self.link.fileno()):
+                        waited = True
+                        continue
+                    break
+                while size:
+                    if size < len(rest[0]):
+                        rest[0] = rest[0][size:]
+                        break
+                    size -= len(rest.popleft())
+        except OSError:
+            return  # the reading side learns the same, and tells
+        if rest:
+            self._queue.extend(rest)
+            self._owner.unsent()
+
+    def _say(self, message: bytes) -> None:
+        with self._lock:
+            self._write([memoryview(message)])
+
+    def _listen(self) -> Generator[memoryview, None, None]:
+        said = handshake.challenge()
+        self._say(said)
+        message = bytearray(handshake.HELLO_BYTES)
+        yield memoryview(message)
+        theirs = handshake.read_hello(self._secret, handshake.CONNECTING, said, bytes(message))
+        said += message
+        refusal = self._meet(theirs)
+        memory = None if refusal else self.link.offer_memory(self._shapes)
+        answer = handshake.hello(self._secret, handshake.LISTENING, said, self._own)
+        self._say(answer)
+        self._seal(handshake.keys(self._secret, said + answer))
+        if refusal or memory is None:
+            raise self._refuse(refusal)
+        self.slots = Slots(self._shapes, memory)
+        yield from self._frames(theirs)
+
+    def _connect(self) -> Generator[memoryview, None, None]:
+        message = bytearray(handshake.CHALLENGE_BYTES)
+        yield memoryview(message)
+        handshake.check_challenge(message)
+        said = bytes(message) + handshake.hello(self._secret, handshake.CONNECTING, bytes(message), self._own)
+        self._say(said[len(message) :])
+        answer = bytearray(handshake.HELLO_BYTES)
+        yield memoryview(answer)
+        theirs = handshake.read_hello(self._secret, handshake.LISTENING, said, bytes(answer))
+        self._seal(handshake.keys(self._secret, said + answer))
+        refusal = self._meet(theirs)
+        if refusal:
+            raise self._refuse(refusal)
+        self.slots = Slots(self._shapes, self.link.accept_memory(self._shapes))
+        yield from self._frames(theirs)
+
+    def _seal(self, keys: Keys) -> None:
+        self._key_out, self._key_in = keys.connecting, keys.listening
+        if self.listening:
+            self._key_out, self._key_in = self._key_in, self._key_out
+
+    def _meet(self, theirs: Hello) -> str | None:
+        own = self._own
+        if theirs.role is own.role:
+            return f"two {own.role.name.lower()} instances have nothing to say to each other"
+        asked, allowed = theirs.shapes, own.shapes
+        if own.role is Role.ATTENTION:
+            asked, allowed = allowed, asked
+        for name in ("hidden", "layers", "experts", "top_k"):
+            if getattr(asked, name) != getattr(allowed, name):
+                return (
+                    f"they serve different models: the attention side has {name} {getattr(asked, name)}, "
+                    f"the FFN side {getattr(allowed, name)}"
+                )
+        for name in ("max_tokens", "slots"):
+            if getattr(asked, name) > getattr(allowed, name):
+                return (
+                    f"the attention side asks for {name} {getattr(asked, name):,}, the FFN side allows "
+                    f"{getattr(allowed, name):,}"
+                )
+        self._shapes = asked
+        return None
+
+    def _refuse(self, reason: str | None) -> WireError:
+        text = (reason or "refused").encode()[: frames.MAX_TEXT_BYTES]
+        self.send(Header(Kind.GOODBYE), text=text)
+        return WireError(f"refused: {reason}")
+
+    def _frames(self, theirs: Hello) -> Generator[memoryview, None, None]:
+        peer = Peer(theirs.role, theirs.instance, theirs.epoch, self.link.address, self._shapes.slots)
+        refusal = self._owner.admit(self, peer)
+        if refusal:
+            raise self._refuse(refusal)
+        self.peer = peer
+        head = bytearray(frames.HEADER_BYTES)
+        serial = 0
+        while True:
+            yield memoryview(head)
+            header = frames.unpack(head, self._key_in)
+            if header.serial != serial:
+                raise FrameError(f"frame {header.serial} came where frame {serial} was due")
+            serial += 1
+            if header.epoch != theirs.epoch:
+                raise FrameError(f"a frame is of epoch {header.epoch}, its connection of {theirs.epoch}")
+            frames.check(header, self._shapes)
+            self._owner.expect(self, header)
+            text = ""
+            if header.kind in (Kind.ERROR, Kind.GOODBYE):
+                message = bytearray(header.payload_bytes)
+                if message:
+                    yield memoryview(message)
+                    _compare(header, memoryview(message))
+                text = message.decode(errors="replace")
+            elif header.payload_bytes and not self.link.shares_memory:
+                area = memoryview(self._area(header).numpy())[: header.payload_bytes]
+                yield area
+                _compare(header, area)
+            self._owner.deliver(self, header, text)
+
+    def _area(self, header: Header) -> Tensor:
+        assert self.slots is not None
+        slots = self.slots
+        return slots.call(header.slot) if header.kind is Kind.CALL else slots.answer(header.slot)
+
+
+def _compare(header: Header, payload: memoryview) -> None:
+    if frames.checksum(payload) != header.checksum:
+        raise FrameError(f"the payload of a {header.kind.name.lower()} frame is damaged")
+
+
+def _writable(fileno: int) -> bool:
+    poll = select.poll()
+    poll.register(fileno, select.POLLOUT)
+    return bool(poll.poll(_SEND_PATIENCE_MS))

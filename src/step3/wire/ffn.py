@@ -1,0 +1,261 @@
+"""The FFN side: take what has arrived, answer it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import ssl
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from step3.wire import codec, frames
+from step3.wire.connection import Connection, Peer
+from step3.wire.endpoint import Endpoint
+from step3.wire.errors import FrameError, WireError
+from step3.wire.events import Event, Ticket
+from step3.wire.formats import Shapes, Timing
+from step3.wire.frames import Header, Kind
+from step3.wire.handshake import Role
+from step3.wire.layout import CallViews, call_layout, partial_nbytes, partial_view
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of one attention instance.
+
+    Attributes:
+        number: counted by the attention instance.
+        tokens: rows of `x`.
+        values: `[tokens, hidden]` as it came, a view of the slot; with `scales` if it is fp8.
+        scales: float32 `[tokens, ceil(hidden / 128)]`, a view of the slot, or None.
+        expert_ids: `[tokens, top_k]` int64, each below the connection's number of experts; or None.
+        expert_weights: `[tokens, top_k]` float32, or None.
+        partial: `[tokens, hidden]` in the format that is asked for: a view of the slot, to be written.
+        arrived_ns: when it was there, on the monotonic clock.
+    """
+
+    peer: Peer
+    lane: int
+    layer: int
+    number: int
+    tokens: int
+    values: Tensor
+    scales: Tensor | None
+    expert_ids: Tensor | None
+    expert_weights: Tensor | None
+    partial: Tensor
+    arrived_ns: int
+    header: Header
+
+    def decode(self, out: Tensor) -> None:
+        """Writes the activations to `out`, `[tokens, hidden]` float32 or bfloat16."""
+        if self.scales is not None:
+            codec.decode_fp8(self.values, self.scales, out)
+        else:
+            out.copy_(self.values)
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Calls of one layer that waited together; their rows follow each other in the order of `calls`.
+
+    Attributes:
+        expert_ids: `[tokens, top_k]` int64, or None in a layer without experts.
+        expert_weights: `[tokens, top_k]` float32, or None.
+        tokens: of all calls.
+        started_ns: when it was taken, on the monotonic clock.
+    """
+
+    layer: int
+    calls: tuple[Call, ...]
+    expert_ids: Tensor | None
+    expert_weights: Tensor | None
+    tokens: int
+    started_ns: int
+
+    def x(self, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+        """The activations `[tokens, hidden]` in float32 or bfloat16.
+
+        A single call that came in `dtype` is not copied: the view of its slot is returned, valid until the
+        reply. Everything else is written to `out`, or to new memory if there is none.
+        """
+        first = self.calls[0]
+        if len(self.calls) == 1 and first.values.dtype == dtype and out is None:
+            return first.values
+        if out is None:
+            out = torch.empty(self.tokens, first.values.shape[1], dtype=dtype)
+        for call, rows in zip(self.calls, out.split([call.tokens for call in self.calls]), strict=True):
+            call.decode(rows)
+        return out
+
+
+class FFNEndpoint(Endpoint):
+    """Serves the calls of attention endpoints; the arguments are those of `Endpoint`."""
+
+    def __init__(
+        self,
+        instance: int,
+        shapes: Shapes,
+        secret: bytes,
+        *,
+        epoch: int = 0,
+        timing: Timing | None = None,
+        tls: ssl.SSLContext | None = None,
+        spin: float = 0.0,
+    ) -> None:
+        super().__init__(Role.FFN, instance, shapes, secret, epoch, timing, tls, spin)
+        self._busy: dict[Connection, set[int]] = {}
+        self._waiting: dict[tuple[int, int], list[Call]] = {}
+
+    def serve(self, timeout: float | None = None, max_tokens: int | None = None) -> Group | None:
+        """The layer whose oldest call waits longest, with all calls that wait for that layer.
+
+        Args:
+            timeout: seconds to wait for a call.
+            max_tokens: of the group; its first call comes whatever its size.
+
+        Returns:
+            None if no call came in time, or if there are `events` to be taken first, or `wake` was called.
+        """
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        self._pump(until, lambda: bool(self._waiting or self._events))
+        if not self._waiting:
+            return None
+        (layer, top_k), waiting = next(iter(self._waiting.items()))
+        count, tokens = 0, 0
+        for call in waiting:
+            if count and max_tokens is not None and tokens + call.tokens > max_tokens:
+                break
+            count, tokens = count + 1, tokens + call.tokens
+        calls = tuple(waiting[:count])
+        if count < len(waiting):
+            self._waiting[layer, top_k] = waiting[count:]
+        else:
+            del self._waiting[layer, top_k]
+        ids, weights = (
+            _rows([call.expert_ids for call in calls]),
+            _rows([call.expert_weights for call in calls]),
+        )
+        return Group(layer, calls, ids, weights, tokens, time.monotonic_ns())
+
+    def events(self) -> list[Event]:
+        """Peers that came and went since; does not wait."""
+        return self._take_events()
+
+    def reply(self, group: Group, partial: Tensor | None = None) -> None:
+        """Answers all calls of a group; those of peers that are gone are dropped.
+
+        Args:
+            partial: `[tokens, hidden]`, any float dtype and device; None if every `Call.partial` is written.
+
+        Raises:
+            WireError: `partial` has another shape.
+        """
+        if partial is not None:
+            hidden = group.calls[0].values.shape[1]
+            if tuple(partial.shape) != (group.tokens, hidden):
+                raise WireError(
+                    f"the partial sum must be [{group.tokens}, {hidden}], not {list(partial.shape)}"
+                )
+            rows = partial.split([call.tokens for call in group.calls])
+            for call, part in zip(group.calls, rows, strict=True):
+                call.partial.copy_(part)
+        finished = time.monotonic_ns()
+        for call in group.calls:
+            connection = self._done(call)
+            if connection is not None and connection.slots is not None:
+                nbytes = partial_nbytes(call.header.partials, call.tokens, call.header.hidden)
+                header = dataclasses.replace(
+                    call.header,
+                    kind=Kind.PARTIAL,
+                    epoch=self.epoch,
+                    arrived_ns=call.arrived_ns,
+                    started_ns=group.started_ns,
+                    finished_ns=finished,
+                )
+                connection.send(header, connection.slots.answer(call.header.slot)[:nbytes])
+
+    def fail(self, group: Group, message: str) -> None:
+        """Tells the attention instances that a group's calls cannot be answered, and why."""
+        text = message.encode()[: frames.MAX_TEXT_BYTES]
+        for call in group.calls:
+            connection = self._done(call)
+            if connection is not None:
+                connection.send(
+                    dataclasses.replace(call.header, kind=Kind.ERROR, epoch=self.epoch), text=text
+                )
+
+    def _done(self, call: Call) -> Connection | None:
+        connection = self._peers.get(call.peer)
+        if connection is not None:
+            self._busy[connection].discard(call.header.slot)
+        return connection
+
+    def _joined(self, connection: Connection, peer: Peer) -> None:
+        self._busy[connection] = set()
+
+    def _expect(self, connection: Connection, header: Header) -> None:
+        if header.kind is not Kind.CALL:
+            raise FrameError(f"a {header.kind.name.lower()} frame came to an FFN instance")
+        if header.slot in self._busy[connection]:
+            raise FrameError(f"a call came in slot {header.slot}, whose last call has no answer yet")
+        if connection.peer is None or header.instance != connection.peer.instance:
+            raise FrameError(f"a call of instance {header.instance} came from {connection}")
+        self._busy[connection].add(header.slot)
+
+    def _deliver(self, connection: Connection, header: Header, text: str) -> None:
+        assert connection.slots is not None
+        assert connection.peer is not None
+        layout = call_layout(header.activations, header.tokens, header.hidden, header.top_k)
+        views = layout.views(connection.slots.call(header.slot))
+        ids, weights = self._experts(views)
+        answer = connection.slots.answer(header.slot)
+        call = Call(
+            connection.peer,
+            header.lane,
+            header.layer,
+            header.call,
+            header.tokens,
+            views.values,
+            views.scales,
+            ids,
+            weights,
+            partial_view(answer, header.partials, header.tokens, header.hidden),
+            time.monotonic_ns(),
+            header,
+        )
+        self._waiting.setdefault((header.layer, header.top_k), []).append(call)
+
+    def _experts(self, views: CallViews) -> tuple[Tensor | None, Tensor | None]:
+        """Copies, so that the peer cannot change in shared memory what has been checked."""
+        if views.ids is None or views.weights is None:
+            return None, None
+        ids = views.ids.long()
+        least, most = torch.aminmax(ids)
+        if least < 0 or most >= self.shapes.experts:
+            raise FrameError(f"expert ids from {least} to {most} came, of {self.shapes.experts} experts")
+        return ids, views.weights.clone()
+
+    def _left(self, connection: Connection, peer: Peer) -> tuple[Ticket, ...]:
+        del self._busy[connection]
+        for key, calls in list(self._waiting.items()):
+            kept = [call for call in calls if call.peer is not peer]
+            if kept:
+                self._waiting[key] = kept
+            else:
+                del self._waiting[key]
+        return ()
+
+    def _late(self, now: float) -> float:
+        return math.inf
+
+
+def _rows(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    present = [tensor for tensor in tensors if tensor is not None]
+    if not present:
+        return None
+    return present[0] if len(present) == 1 else torch.cat(present)
