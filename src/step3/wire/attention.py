@@ -19,7 +19,7 @@ from step3.wire.events import Answer, Event, Failed, Late, Ticket, Times
 from step3.wire.formats import Format, Shapes, Timing
 from step3.wire.frames import Header, Kind
 from step3.wire.handshake import Role
-from step3.wire.layout import CallViews, call_layout, partial_view
+from step3.wire.layout import CallViews, call_layout
 
 log = logging.getLogger("step3.wire")
 
@@ -107,23 +107,27 @@ class AttentionEndpoint(Endpoint):
                 )
         tokens, hidden = x.shape
         top_k = 0 if expert_ids is None else expert_ids.shape[1]
-        layout = call_layout(self._activations, tokens, hidden, top_k)
+        nbytes = call_layout(self._activations, tokens, hidden, top_k).nbytes
         call, self._calls = self._calls, self._calls + 1
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         self._check_at = min(self._check_at, deadline)
-        written: Tensor | None = None
+        written: memoryview | None = None
         tickets = []
         for peer, connection in zip(peers, connections, strict=True):
             account = self._accounts[connection]
             slot = account.free.pop()
             assert connection.slots is not None
-            payload = connection.slots.call(slot)[: layout.nbytes]
             ticket = Ticket(peer, lane, layer, call, slot, tokens, time.monotonic_ns())
             if written is None:
-                _write(layout.views(payload), x, expert_ids, expert_weights)
-                written = payload
+                _write(
+                    connection.slots.call(slot, self._activations, tokens, top_k),
+                    x,
+                    expert_ids,
+                    expert_weights,
+                )
+                written = connection.slots.call_bytes(slot, nbytes)
             else:
-                payload.copy_(written)
+                connection.slots.call_bytes(slot, nbytes)[:] = written
             account.calls[slot] = _Outstanding(ticket, self._partials, deadline)
             connection.send(
                 Header(
@@ -139,8 +143,8 @@ class AttentionEndpoint(Endpoint):
                     call=call,
                     tokens=tokens,
                     hidden=hidden,
-                ),
-                payload,
+                    payload_bytes=nbytes,
+                )
             )
             tickets.append(ticket)
         return tickets
@@ -190,9 +194,7 @@ class AttentionEndpoint(Endpoint):
                 self._events.append(Failed(ticket, text))
             return
         assert connection.slots is not None
-        partial = partial_view(
-            connection.slots.answer(header.slot), header.partials, header.tokens, header.hidden
-        )
+        partial = connection.slots.answer(header.slot, header.partials, header.tokens)
         times = Times(
             ticket.pushed_ns, header.arrived_ns, header.started_ns, header.finished_ns, time.monotonic_ns()
         )

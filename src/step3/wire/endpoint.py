@@ -27,6 +27,8 @@ log = logging.getLogger("step3.wire")
 MAX_STRANGERS = 64
 """Connections that have not yet proved themselves; when one more comes, the oldest is dropped."""
 
+_ROUNDS = 64
+
 _Self = TypeVar("_Self", bound="Endpoint")
 
 
@@ -242,17 +244,21 @@ class Endpoint:
             if self._unread or now < spin_until or enough():
                 timeout = 0.0
             ready = self._epoll.poll(timeout)
-            for fileno, _ in ready:
-                self._touch(fileno)
-            for fileno in self._unread - {fileno for fileno, _ in ready}:
-                self._touch(fileno)
+            for _ in range(_ROUNDS):
+                for fileno, _ in ready:
+                    self._touch(fileno)
+                for fileno in tuple(self._unread):
+                    self._touch(fileno)
+                if not (ready or self._unread):
+                    break
+                ready = self._epoll.poll(0)
             now = time.monotonic()
             if now >= self._check_at:
                 self._check(now)
             if enough() or self._woken or now >= until:
                 self._woken = False
                 return
-            if not ready and now < spin_until:
+            if now < spin_until:
                 os.sched_yield()
 
     def _touch(self, fileno: int) -> None:

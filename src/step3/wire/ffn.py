@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from step3.wire.events import Event, Ticket
 from step3.wire.formats import Shapes, Timing
 from step3.wire.frames import Header, Kind
 from step3.wire.handshake import Role
-from step3.wire.layout import CallViews, call_layout, partial_nbytes, partial_view
+from step3.wire.layout import CallViews, partial_nbytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,23 +161,23 @@ class FFNEndpoint(Endpoint):
                 raise WireError(
                     f"the partial sum must be [{group.tokens}, {hidden}], not {list(partial.shape)}"
                 )
-            rows = partial.split([call.tokens for call in group.calls])
-            for call, part in zip(group.calls, rows, strict=True):
-                call.partial.copy_(part)
+            first = 0
+            for call in group.calls:
+                call.partial.copy_(partial[first : first + call.tokens])
+                first += call.tokens
         finished = time.monotonic_ns()
         for call in group.calls:
             connection = self._done(call)
-            if connection is not None and connection.slots is not None:
-                nbytes = partial_nbytes(call.header.partials, call.tokens, call.header.hidden)
-                header = dataclasses.replace(
-                    call.header,
+            if connection is not None:
+                header = call.header._replace(
                     kind=Kind.PARTIAL,
                     epoch=self.epoch,
+                    payload_bytes=partial_nbytes(call.header.partials, call.tokens, call.header.hidden),
                     arrived_ns=call.arrived_ns,
                     started_ns=group.started_ns,
                     finished_ns=finished,
                 )
-                connection.send(header, connection.slots.answer(call.header.slot)[:nbytes])
+                connection.send(header)
 
     def fail(self, group: Group, message: str) -> None:
         """Tells the attention instances that a group's calls cannot be answered, and why."""
@@ -185,9 +185,8 @@ class FFNEndpoint(Endpoint):
         for call in group.calls:
             connection = self._done(call)
             if connection is not None:
-                connection.send(
-                    dataclasses.replace(call.header, kind=Kind.ERROR, epoch=self.epoch), text=text
-                )
+                header = call.header._replace(kind=Kind.ERROR, epoch=self.epoch, payload_bytes=len(text))
+                connection.send(header, text)
 
     def _done(self, call: Call) -> Connection | None:
         connection = self._peers.get(call.peer)
@@ -210,10 +209,9 @@ class FFNEndpoint(Endpoint):
     def _deliver(self, connection: Connection, header: Header, text: str) -> None:
         assert connection.slots is not None
         assert connection.peer is not None
-        layout = call_layout(header.activations, header.tokens, header.hidden, header.top_k)
-        views = layout.views(connection.slots.call(header.slot))
+        slots = connection.slots
+        views = slots.call(header.slot, header.activations, header.tokens, header.top_k)
         ids, weights = self._experts(views)
-        answer = connection.slots.answer(header.slot)
         call = Call(
             connection.peer,
             header.lane,
@@ -224,7 +222,7 @@ class FFNEndpoint(Endpoint):
             views.scales,
             ids,
             weights,
-            partial_view(answer, header.partials, header.tokens, header.hidden),
+            slots.answer(header.slot, header.partials, header.tokens),
             time.monotonic_ns(),
             header,
         )
@@ -234,11 +232,11 @@ class FFNEndpoint(Endpoint):
         """Copies, so that the peer cannot change in shared memory what has been checked."""
         if views.ids is None or views.weights is None:
             return None, None
-        ids = views.ids.long()
-        least, most = torch.aminmax(ids)
-        if least < 0 or most >= self.shapes.experts:
-            raise FrameError(f"expert ids from {least} to {most} came, of {self.shapes.experts} experts")
-        return ids, views.weights.clone()
+        ids = views.ids.clone()
+        most = ids.numpy().view(np.uint32).max()  # a negative id is huge
+        if most >= self.shapes.experts:
+            raise FrameError(f"an expert id of {most} came, of {self.shapes.experts} experts")
+        return ids.long(), views.weights.clone()
 
     def _left(self, connection: Connection, peer: Peer) -> tuple[Ticket, ...]:
         del self._busy[connection]
