@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -96,7 +96,7 @@ class Connection:
         self._sent = 0
         self._whole = False
         self._key_in = self._key_out = b""
-        self._script = self._listen() if listening else self._connect()
+        self._script: Iterator[memoryview] = self._listen() if listening else self._connect()
         self._want = next(self._script)
 
     def __str__(self) -> str:
@@ -129,7 +129,9 @@ class Connection:
             self.heard = time.monotonic()
             self._want = self._want[size:]
             if not self._want:
-                self._want = next(self._script)
+                want = next(self._script)
+                if not self.closed:
+                    self._want = want
         return not self.closed and self.link.buffered()
 
     def send(self, header: Header, text: bytes = b"") -> None:
@@ -171,6 +173,8 @@ class Connection:
             self._queue.clear()
             self.link.close()
         self.slots = None
+        self._script = iter(())  # it refers to this connection, and so would keep it
+        self._want = memoryview(b"")
 
     def _write(self, parts: Sequence[memoryview]) -> None:
         if self._queue:
@@ -202,13 +206,13 @@ class Connection:
         theirs = handshake.read_hello(self._secret, handshake.CONNECTING, said, bytes(message))
         said += message
         refusal = self._meet(theirs)
-        memory = None if refusal else self.link.offer_memory(self._shapes)
+        if not refusal:
+            self.slots = Slots(self._shapes, self.link.offer_memory(self._shapes))
         answer = handshake.hello(self._secret, handshake.LISTENING, said, self._own)
         self._say(answer)
         self._seal(handshake.keys(self._secret, said + answer))
-        if refusal or memory is None:
+        if refusal:
             raise self._refuse(refusal)
-        self.slots = Slots(self._shapes, memory)
         yield from self._frames(theirs)
 
     def _connect(self) -> Generator[memoryview, None, None]:

@@ -147,6 +147,10 @@ class Endpoint:
             self._pump(until, lambda: len(self._peers) >= count)
         return self.peers
 
+    def poll(self) -> None:
+        """Moves what has arrived and looks at the deadlines, without waiting; what it finds is told later."""
+        self._pump(0.0, lambda: False)
+
     def disconnect(self, peer: Peer) -> None:
         """Ends a peer's connection at once; `Gone` follows. Nothing happens if it is gone already."""
         if peer in self._peers:
@@ -189,6 +193,7 @@ class Endpoint:
         self._peers[peer] = connection
         self._joined(connection, peer)
         self._events.append(Joined(peer))
+        self._check_at = 0.0
         return None
 
     def expect(self, connection: Connection, header: Header) -> None:

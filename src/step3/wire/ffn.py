@@ -111,6 +111,11 @@ class FFNEndpoint(Endpoint):
         self._busy: dict[Connection, set[int]] = {}
         self._waiting: dict[tuple[int, int], list[Call]] = {}
 
+    @property
+    def waiting(self) -> int:
+        """Calls that have arrived and were not yet taken by `serve`."""
+        return sum(map(len, self._waiting.values()))
+
     def serve(self, timeout: float | None = None, max_tokens: int | None = None) -> Group | None:
         """The layer whose oldest call waits longest, with all calls that wait for that layer.
 

@@ -1,6 +1,6 @@
 """The frame: a fixed header, then at most one payload whose length the header's own numbers must explain.
 
-A header is 112 bytes, little-endian: magic, version, kind, formats, attention instance, epoch, lane, layer,
+A header is 104 bytes, little-endian: magic, version, kind, formats, attention instance, epoch, lane, layer,
 slot, top_k, call number, serial, tokens, hidden, payload length, payload checksum, three times, tag. The tag
 is a MAC of all that stands before it under the key of the connection, so that a header that was torn, made
 up, replayed from another connection or meant for the other side has no valid tag; within a connection the
