@@ -13,6 +13,7 @@ same bytes.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import mmap
 import multiprocessing
@@ -62,6 +63,7 @@ class Job:
     rounds: int
     warm: int
     spin: float = 0.0
+    checksums: bool = True
 
     @property
     def shapes(self) -> Shapes:
@@ -160,7 +162,7 @@ def measure_wire(job: Job, address: str) -> Times:
     encoded = Fp8(values, scales)
     ids, weights = torch.randint(EXPERTS, (job.tokens, TOP_K)), torch.rand(job.tokens, TOP_K)
     times: Times = {"round trip": [], "out": [], "waiting": [], "FFN": [], "back": []}
-    with AttentionEndpoint(0, job.shapes, secret, spin=job.spin) as endpoint:
+    with AttentionEndpoint(0, job.shapes, secret, spin=job.spin, checksums=job.checksums) as endpoint:
         endpoint.connect(here.recv())
         peers = endpoint.wait_for_peers(1, 30.0)
         for _ in range(job.rounds):
@@ -183,7 +185,7 @@ def measure_wire(job: Job, address: str) -> Times:
 def _serve(job: Job, address: str, secret: bytes, owner: Connection) -> None:
     torch.set_num_threads(1)
     partial = torch.randn(job.tokens, job.hidden).bfloat16()
-    with FFNEndpoint(0, job.shapes, secret, spin=job.spin) as endpoint:
+    with FFNEndpoint(0, job.shapes, secret, spin=job.spin, checksums=job.checksums) as endpoint:
         owner.send(endpoint.listen(address))
         while True:
             group = endpoint.serve(10.0)
@@ -281,7 +283,7 @@ def main(
     """Measure the wire, and hold it against its bars."""
     torch.set_num_threads(1)
     job = Job(tokens, hidden, rounds, warm=rounds // 5)
-    spinning = Job(tokens, hidden, rounds, warm=rounds // 5, spin=spin)
+    spinning = dataclasses.replace(job, spin=spin)
     name = f"shm://benchmark-{os.getpid()}"
     parts: dict[str, Callable[[], Times]] = {
         "codec": lambda: measure_codec(job),
@@ -289,6 +291,13 @@ def main(
         "shared memory": lambda: measure_wire(job, f"{name}-a"),
         "shared memory, spinning": lambda: measure_wire(spinning, f"{name}-b"),
         "TCP": lambda: measure_wire(job, "tcp://127.0.0.1:0"),
+        "TCP, no checksums": lambda: measure_wire(
+            dataclasses.replace(job, checksums=False), "tcp://127.0.0.1:0"
+        ),
+        "TCP, spinning": lambda: measure_wire(spinning, "tcp://127.0.0.1:0"),
+        "TCP, spinning, no checksums": lambda: measure_wire(
+            dataclasses.replace(spinning, checksums=False), "tcp://127.0.0.1:0"
+        ),
         "gloo": lambda: measure_gloo(job),
     }
     try:
@@ -312,8 +321,9 @@ def main(
     trip = min(figures[one]["round trip"]["p50"] for one in ("shared memory", "shared memory, spinning"))
     print(f"shared memory: {trip / copies:.2f} times the two copies (bar 1.5)")
     others = [figures[one]["round trip"]["p50"] for one in figures if one.startswith(("gloo", "ZeroMQ"))]
-    ratio = figures["TCP"]["round trip"]["p50"] / min(others)
-    print(f"TCP: {ratio:.2f} times the better of the others (bar 1)")
+    for name in ("TCP", "TCP, spinning", "TCP, spinning, no checksums", "TCP, no checksums"):
+        ratio = figures[name]["round trip"]["p50"] / min(others)
+        print(f"{name}: {ratio:.2f} times the best of the others, which have none (bar 1)")
     if out is not None:
         out.write_text(json.dumps({"tokens": tokens, "hidden": hidden, "rounds": rounds, "us": figures}))
 

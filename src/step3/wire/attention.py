@@ -52,6 +52,8 @@ class AttentionEndpoint(Endpoint):
     The others are those of `Endpoint`.
     """
 
+    _takes_all = False
+
     def __init__(
         self,
         instance: int,
@@ -64,10 +66,11 @@ class AttentionEndpoint(Endpoint):
         timing: Timing | None = None,
         tls: ssl.SSLContext | None = None,
         spin: float = 0.0,
+        checksums: bool = True,
     ) -> None:
         if partials is Format.FP8:
             raise WireError("partial sums travel as bfloat16 or float32, not as fp8")
-        super().__init__(Role.ATTENTION, instance, shapes, secret, epoch, timing, tls, spin)
+        super().__init__(Role.ATTENTION, instance, shapes, secret, epoch, timing, tls, spin, checksums)
         self._activations, self._partials = activations, partials
         self._accounts: dict[Connection, _Account] = {}
         self._calls = 0

@@ -7,6 +7,7 @@ an infinity has no finite scale and decodes to NaN throughout: what is not finit
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ FP8_MAX = 448.0
 _LEAST_SCALE = torch.finfo(torch.float32).tiny
 _SIGN_EXPONENT_MANTISSA = 0xBF80 - (1 << 16)
 """An e4m3 value, shifted to where float16 has the same parts; its bits as int16."""
+_CHUNK = 1 << 17
 _FLOAT16_OVER_E4M3 = 2.0**8
 """What the biases of the two exponents differ by."""
 
@@ -69,20 +71,16 @@ def decode_fp8(values: Tensor, scales: Tensor, out: Tensor) -> None:
         blocks.copy_(half.float().mul_((scale * _FLOAT16_OVER_E4M3).unsqueeze(-1)))
 
 
-def _blocks(x: Tensor, values: Tensor, scales: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """`[tokens, blocks, channels]` of x and values, `[tokens, blocks]` of scales, a short block last."""
+def _blocks(x: Tensor, values: Tensor, scales: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """`[tokens, blocks, channels]` of x and values, `[tokens, blocks]` of scales, a few tokens at a time so
+    that what lies between two operations stays in the cache; a short block comes by itself."""
     hidden = x.shape[1]
     whole = hidden // BLOCK
     cut = whole * BLOCK
-    parts = []
-    if whole:
-        parts.append(
-            (
-                x[:, :cut].unflatten(1, (whole, BLOCK)),
-                values[:, :cut].unflatten(1, (whole, BLOCK)),
-                scales[:, :whole],
-            )
-        )
-    if cut < hidden:
-        parts.append((x[:, cut:].unsqueeze(1), values[:, cut:].unsqueeze(1), scales[:, whole:]))
-    return parts
+    for one in zip(*(part.split(max(1, _CHUNK // hidden)) for part in (x, values, scales)), strict=True):
+        x, values, scales = one
+        if whole:
+            shape = (whole, BLOCK)
+            yield x[:, :cut].unflatten(1, shape), values[:, :cut].unflatten(1, shape), scales[:, :whole]
+        if cut < hidden:
+            yield x[:, cut:].unsqueeze(1), values[:, cut:].unsqueeze(1), scales[:, whole:]

@@ -80,16 +80,19 @@ class Connection:
     Args:
         listening: whether this side was called, and so speaks first.
         own: what this side says of itself.
+        checksums: whether to send payloads with a checksum; one that comes is always looked at.
     """
 
-    def __init__(self, link: Link, listening: bool, own: Hello, secret: bytes, owner: Owner) -> None:
+    def __init__(
+        self, link: Link, listening: bool, own: Hello, secret: bytes, owner: Owner, checksums: bool = True
+    ) -> None:
         self.link, self.listening = link, listening
         self.peer: Peer | None = None
         self.slots: Slots | None = None
         self.since = self.heard = time.monotonic()
         self.closed = False
         self._own, self._secret = own, secret
-        self._owner = owner
+        self._owner, self._checksums = owner, checksums
         self._shapes = own.shapes
         self._lock = threading.Lock()
         self._queue: deque[memoryview] = deque()
@@ -145,7 +148,7 @@ class Connection:
         in_slot = payload is None
         if in_slot and header.payload_bytes and not self.link.shares_memory:
             payload = self._area(header)
-        checksum = 0 if payload is None else frames.checksum(payload)
+        checksum = 0 if payload is None or not self._checksums else frames.checksum(payload)
         with self._lock:
             if self.closed:
                 return
@@ -313,5 +316,5 @@ class Connection:
 
 
 def _compare(header: Header, payload: memoryview) -> None:
-    if frames.checksum(payload) != header.checksum:
+    if header.checksum and frames.checksum(payload) != header.checksum:
         raise FrameError(f"the payload of a {header.kind.name.lower()} frame is damaged")

@@ -106,8 +106,9 @@ class FFNEndpoint(Endpoint):
         timing: Timing | None = None,
         tls: ssl.SSLContext | None = None,
         spin: float = 0.0,
+        checksums: bool = True,
     ) -> None:
-        super().__init__(Role.FFN, instance, shapes, secret, epoch, timing, tls, spin)
+        super().__init__(Role.FFN, instance, shapes, secret, epoch, timing, tls, spin, checksums)
         self._busy: dict[Connection, dict[int, int]] = {}  # number of the call in each slot
         self._waiting: dict[tuple[int, int], list[Call]] = {}
 
@@ -242,11 +243,11 @@ class FFNEndpoint(Endpoint):
         """Copies, so that the peer cannot change in shared memory what has been checked."""
         if views.ids is None or views.weights is None:
             return None, None
-        ids = views.ids.clone()
-        most = ids.numpy().view(np.uint32).max()  # a negative id is huge
+        ids = views.ids.numpy().astype(np.int64)
+        most = np.maximum.reduce(ids.view(np.uint64), axis=None)  # a negative id is huge
         if most >= self.shapes.experts:
             raise FrameError(f"an expert id of {most} came, of {self.shapes.experts} experts")
-        return ids.long(), views.weights.clone()
+        return torch.from_numpy(ids), views.weights.clone()
 
     def _left(self, connection: Connection, peer: Peer) -> tuple[Ticket, ...]:
         del self._busy[connection]
