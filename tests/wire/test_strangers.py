@@ -1,6 +1,7 @@
 """Whatever is sent to a port: it is dropped with a log line, and those who know the secret are served."""
 
 import contextlib
+import gc
 import logging
 import os
 import pickle
@@ -322,6 +323,7 @@ def test_descriptors_from_strangers_are_not_kept(world: World, served: tuple) ->
     if world.transport != "shm":
         pytest.skip("only a Unix socket carries descriptors")
     attention, ffn, where = served
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     stranger = Stranger(where)
     read, write = os.pipe()
