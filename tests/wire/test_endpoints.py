@@ -178,7 +178,7 @@ def test_slots_are_counted_and_come_back(world: World) -> None:
     attention, ffn = world.pair()
     for lane in range(SHAPES.slots):
         attention.push(attention.peers, lane, 1, activations(1))
-    with pytest.raises(NoSlotError, match="all 3 slots of ffn instance 0"):
+    with pytest.raises(NoSlotError, match="all slots of ffn instance 0"):
         attention.push(attention.peers, 3, 1, activations(1))
     world.until(lambda: sum(len(group.calls) for group in world.groups) == 3)
     for group in world.groups:
@@ -190,6 +190,19 @@ def test_slots_are_counted_and_come_back(world: World) -> None:
         answer.release()
     assert attention.slots_free(attention.peers[0]) == 3
     attention.push(attention.peers, 3, 1, activations(1))
+
+
+def test_a_peer_is_named_once(world: World) -> None:
+    attention, _ = world.pair()
+    with pytest.raises(WireError, match="pushed to a peer once"):
+        attention.push([*attention.peers, *attention.peers], 0, 1, activations(1))
+
+
+def test_a_call_that_cannot_be_written_keeps_no_slot(world: World) -> None:
+    attention, _ = world.pair()
+    with pytest.raises(RuntimeError):
+        attention.push(attention.peers, 0, 1, activations(1).to("meta"))
+    assert attention.slots_free(attention.peers[0]) == SHAPES.slots
 
 
 def test_a_hundred_calls_in_turn_each_get_their_own_answer(world: World) -> None:

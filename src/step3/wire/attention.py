@@ -29,7 +29,7 @@ log = logging.getLogger("step3.wire")
 @dataclass
 class _Outstanding:
     ticket: Ticket
-    layer_format: Format
+    partials: Format
     deadline: float
     forgotten: bool = False
 
@@ -101,15 +101,15 @@ class AttentionEndpoint(Endpoint):
         Raises:
             PeerGoneError: a peer is gone. Nothing was sent to anyone.
             NoSlotError: a peer has no slot left. Nothing was sent to anyone.
-            WireError: shapes do not fit those of the endpoint.
+            WireError: shapes do not fit those of the endpoint, or a peer is named twice.
         """
+        if len(set(peers)) < len(peers):
+            raise WireError("a call is pushed to a peer once")
         connections = [self._connection(peer) for peer in peers]
         self._check_call(lane, layer, x, expert_ids, expert_weights)
         for connection in connections:
             if not self._accounts[connection].free:
-                raise NoSlotError(
-                    f"all {connection.peer and connection.peer.slots} slots of {connection} are taken"
-                )
+                raise NoSlotError(f"all slots of {connection} are taken")
         tokens, hidden = (x.values if isinstance(x, Fp8) else x).shape
         top_k = 0 if expert_ids is None else expert_ids.shape[1]
         nbytes = call_layout(self._activations, tokens, hidden, top_k).nbytes
@@ -120,7 +120,7 @@ class AttentionEndpoint(Endpoint):
         tickets = []
         for peer, connection in zip(peers, connections, strict=True):
             account = self._accounts[connection]
-            slot = account.free.pop()
+            slot = account.free[-1]
             assert connection.slots is not None
             ticket = Ticket(peer, lane, layer, call, slot, tokens, time.monotonic_ns())
             if written is None:
@@ -133,7 +133,7 @@ class AttentionEndpoint(Endpoint):
                 written = connection.slots.call_bytes(slot, nbytes)
             else:
                 connection.slots.call_bytes(slot, nbytes)[:] = written
-            account.calls[slot] = _Outstanding(ticket, self._partials, deadline)
+            account.calls[account.free.pop()] = _Outstanding(ticket, self._partials, deadline)
             connection.send(
                 Header(
                     Kind.CALL,
@@ -185,7 +185,7 @@ class AttentionEndpoint(Endpoint):
             )
         ticket = outstanding.ticket
         if header.kind is Kind.PARTIAL and (
-            header.partials is not outstanding.layer_format or header.tokens != ticket.tokens
+            header.partials is not outstanding.partials or header.tokens != ticket.tokens
         ):
             raise FrameError(f"the answer to {ticket} has another shape or format than was asked for")
 

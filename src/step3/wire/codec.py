@@ -20,9 +20,10 @@ FP8_MAX = 448.0
 _LEAST_SCALE = torch.finfo(torch.float32).tiny
 _SIGN_EXPONENT_MANTISSA = 0xBF80 - (1 << 16)
 """An e4m3 value, shifted to where float16 has the same parts; its bits as int16."""
-_CHUNK = 1 << 17
 _FLOAT16_OVER_E4M3 = 2.0**8
 """What the biases of the two exponents differ by."""
+_CHUNK = 1 << 17
+"""Elements that are converted at a time."""
 
 
 @dataclass(frozen=True, eq=False)
