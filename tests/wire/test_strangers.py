@@ -250,8 +250,11 @@ def test_a_member_that_breaks_the_rules_is_dropped(
     assert_served(world, attention, ffn)
 
 
-def test_a_payload_without_a_checksum_is_taken(world: World) -> None:
-    attention, ffn = world.pair(instance=1, checksums=False)
+@pytest.mark.parametrize("checksums", [True, False])
+def test_payloads_pass_with_and_without_checksums(world: World, checksums: bool) -> None:
+    ffn, where = world.add_ffn(checksums=checksums)
+    attention = world.add_attention(where, checksums=checksums)
+    world.until(lambda: attention.peers)
     attention.push(attention.peers, 0, 1, activations(3))
     ffn.reply(world.group(), 2 * world.group().x(torch.float32))
     assert torch.equal(world.answers(attention, 1)[0].partial, 2 * activations(3))

@@ -66,7 +66,7 @@ class AttentionEndpoint(Endpoint):
         timing: Timing | None = None,
         tls: ssl.SSLContext | None = None,
         spin: float = 0.0,
-        checksums: bool = True,
+        checksums: bool = False,
     ) -> None:
         if partials is Format.FP8:
             raise WireError("partial sums travel as bfloat16 or float32, not as fp8")

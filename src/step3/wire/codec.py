@@ -22,8 +22,6 @@ _SIGN_EXPONENT_MANTISSA = 0xBF80 - (1 << 16)
 """An e4m3 value, shifted to where float16 has the same parts; its bits as int16."""
 _FLOAT16_OVER_E4M3 = 2.0**8
 """What the biases of the two exponents differ by."""
-_CHUNK = 1 << 17
-"""Elements that are converted at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,11 +47,13 @@ def encode_fp8(x: Tensor, values: Tensor, scales: Tensor) -> None:
     """
     for blocks, q, scale in _blocks(x, values, scales):
         wide = blocks.float()
-        largest = wide.abs().amax(-1)
+        largest = torch.maximum(wide.amax(-1), wide.amin(-1).neg_())
         least = torch.div(largest, FP8_MAX).clamp_(min=_LEAST_SCALE)
         least += largest - largest  # NaN if the largest is infinite
         scale.copy_(least)
-        q.copy_(wide / least.unsqueeze(-1))
+        # One temporary at most: with two, the allocator gives their pages back and takes them anew each time.
+        in_place = None if blocks.dtype == torch.float32 else wide
+        q.copy_(torch.div(wide, least.unsqueeze(-1), out=in_place))
 
 
 def decode_fp8(values: Tensor, scales: Tensor, out: Tensor) -> None:
@@ -73,15 +73,12 @@ def decode_fp8(values: Tensor, scales: Tensor, out: Tensor) -> None:
 
 
 def _blocks(x: Tensor, values: Tensor, scales: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """`[tokens, blocks, channels]` of x and values, `[tokens, blocks]` of scales, a few tokens at a time so
-    that what lies between two operations stays in the cache; a short block comes by itself."""
+    """`[tokens, blocks, channels]` of x and values, `[tokens, blocks]` of scales; a short block by itself."""
     hidden = x.shape[1]
     whole = hidden // BLOCK
     cut = whole * BLOCK
-    for one in zip(*(part.split(max(1, _CHUNK // hidden)) for part in (x, values, scales)), strict=True):
-        x, values, scales = one
-        if whole:
-            shape = (whole, BLOCK)
-            yield x[:, :cut].unflatten(1, shape), values[:, :cut].unflatten(1, shape), scales[:, :whole]
-        if cut < hidden:
-            yield x[:, cut:].unsqueeze(1), values[:, cut:].unsqueeze(1), scales[:, whole:]
+    if whole:
+        shape = (whole, BLOCK)
+        yield x[:, :cut].unflatten(1, shape), values[:, :cut].unflatten(1, shape), scales[:, :whole]
+    if cut < hidden:
+        yield x[:, cut:].unsqueeze(1), values[:, cut:].unsqueeze(1), scales[:, whole:]

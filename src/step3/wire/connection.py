@@ -84,7 +84,7 @@ class Connection:
     """
 
     def __init__(
-        self, link: Link, listening: bool, own: Hello, secret: bytes, owner: Owner, checksums: bool = True
+        self, link: Link, listening: bool, own: Hello, secret: bytes, owner: Owner, checksums: bool = False
     ) -> None:
         self.link, self.listening = link, listening
         self.peer: Peer | None = None

@@ -106,7 +106,7 @@ class FFNEndpoint(Endpoint):
         timing: Timing | None = None,
         tls: ssl.SSLContext | None = None,
         spin: float = 0.0,
-        checksums: bool = True,
+        checksums: bool = False,
     ) -> None:
         super().__init__(Role.FFN, instance, shapes, secret, epoch, timing, tls, spin, checksums)
         self._busy: dict[Connection, dict[int, int]] = {}  # number of the call in each slot
