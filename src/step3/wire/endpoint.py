@@ -42,10 +42,15 @@ class Endpoint:
         epoch: larger than that of any earlier instance of this number.
         tls: context for `listen` (a server's), or for `connect` (a client's), over TCP.
         spin: seconds for which waiting looks again and again before it sleeps; it yields the core in between.
+        checksums: whether payloads over TCP are sent with a checksum beyond TCP's own; it costs a third of a
+            round trip. Headers always have one.
 
     Raises:
         WireError: the secret is too short, or a number is out of range.
     """
+
+    _takes_all = True
+    """Whether a wait takes all that has arrived before it ends, so that calls can be merged."""
 
     def __init__(
         self,
@@ -57,13 +62,14 @@ class Endpoint:
         timing: Timing | None = None,
         tls: ssl.SSLContext | None = None,
         spin: float = 0.0,
+        checksums: bool = False,
     ) -> None:
         check_secret(secret)
         for name, value in (("instance", instance), ("epoch", epoch)):
             if not 0 <= value < 1 << 32:
                 raise WireError(f"an endpoint's {name} must be from 0 to {(1 << 32) - 1}, not {value}")
         self.role, self.instance, self.epoch, self.shapes = role, instance, epoch, shapes
-        self._timing = timing or Timing()
+        self._timing, self._checksums = timing or Timing(), checksums
         self._hello, self._secret, self._tls, self._spin = (
             Hello(role, instance, epoch, shapes),
             secret,
@@ -118,7 +124,7 @@ class Endpoint:
         return listener.address
 
     def connect(self, address: str) -> None:
-        """Begins to connect; `Joined` or `Unreachable` will tell.
+        """Begins to connect; `Joined` or `Unreachable` will tell. A host's name is looked up at once.
 
         Raises:
             WireError: the address cannot be read.
@@ -254,7 +260,7 @@ class Endpoint:
                     self._touch(fileno)
                 for fileno in tuple(self._unread):
                     self._touch(fileno)
-                if not (ready or self._unread):
+                if not (ready or self._unread) or (enough() and not self._takes_all):
                     break
                 ready = self._epoll.poll(0)
             now = time.monotonic()
@@ -292,7 +298,7 @@ class Endpoint:
 
     def _begin(self, link: Link, listening: bool) -> None:
         fileno = link.fileno()
-        connection = Connection(link, listening, self._hello, self._secret, self)
+        connection = Connection(link, listening, self._hello, self._secret, self, self._checksums)
         self._connections[fileno] = connection
         self._all = (*self._all, connection)
         # A connection that is being made can be written once it is there, and must then be touched.
