@@ -17,6 +17,7 @@ import step3
 from step3.server.answering import Answering
 from step3.server.body import BoundedRoute
 from step3.server.chat import ChatAnswer
+from step3.server.cluster import add_cluster
 from step3.server.completions import CompletionAnswer
 from step3.server.config import ServerConfig
 from step3.server.conversation import conversation
@@ -44,6 +45,7 @@ def make_app(config: ServerConfig, supervisor: Supervisor) -> FrontDoor:
     _add_answers(app, answering)
     _add_tokens(app, answering)
     _add_models(app, answering)
+    add_cluster(app, answering)
     responses = Counter[tuple[str, int]]()
     _add_state(app, supervisor, responses)
     paths = frozenset(route.path for route in app.routes if isinstance(route, APIRoute))
