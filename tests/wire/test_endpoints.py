@@ -10,6 +10,7 @@ from step3.wire import (
     Failed,
     FFNEndpoint,
     Format,
+    Fp8,
     Gone,
     Joined,
     Late,
@@ -21,6 +22,7 @@ from step3.wire import (
     Timing,
     Unreachable,
     WireError,
+    encode_fp8,
 )
 
 
@@ -83,6 +85,25 @@ def test_each_format(world: World, activation: Format, partial: Format) -> None:
     answer = world.answers(attention, 1)[0]
     assert answer.partial.dtype == partial.dtype
     assert torch.equal(answer.partial, got.to(partial.dtype))
+
+
+def test_activations_may_be_encoded_already(world: World) -> None:
+    attention, _ = world.pair(activations=Format.FP8)
+    x = activations(3)
+    encoded = Fp8(torch.empty(3, 192, dtype=torch.float8_e4m3fn), torch.empty(3, 2))
+    encode_fp8(x, encoded.values, encoded.scales)
+    attention.push(attention.peers, 0, 1, encoded)
+    attention.push(attention.peers, 0, 2, x)
+    world.until(lambda: len(world.groups) == 2)
+    assert torch.equal(*(group.x(torch.float32) for group in world.groups))
+
+
+def test_encoded_activations_must_fit_the_endpoint(world: World) -> None:
+    encoded = Fp8(torch.empty(3, 192, dtype=torch.float8_e4m3fn), torch.empty(3, 1))
+    with pytest.raises(WireError, match="the endpoint sends float32"):
+        world.add_attention().push([], 0, 1, encoded)
+    with pytest.raises(WireError, match=r"scales of \[3, 1\] for values of \[3, 192\]"):
+        world.add_attention(activations=Format.FP8).push([], 0, 1, encoded)
 
 
 def test_an_answer_may_be_written_in_place(world: World) -> None:
