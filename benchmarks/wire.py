@@ -159,7 +159,7 @@ def measure_wire(job: Job, address: str) -> Times:
     encode_fp8(x, values, scales)
     encoded = Fp8(values, scales)
     ids, weights = torch.randint(EXPERTS, (job.tokens, TOP_K)), torch.rand(job.tokens, TOP_K)
-    times: Times = {"round trip": [], "out": [], "waiting": [], "FFN's copy": [], "back": []}
+    times: Times = {"round trip": [], "out": [], "waiting": [], "FFN": [], "back": []}
     with AttentionEndpoint(0, job.shapes, secret, spin=job.spin) as endpoint:
         endpoint.connect(here.recv())
         peers = endpoint.wait_for_peers(1, 30.0)
@@ -174,7 +174,7 @@ def measure_wire(job: Job, address: str) -> Times:
             answer.release()
             times["out"].append(1e-3 * (stamps.arrived_ns - stamps.pushed_ns))
             times["waiting"].append(1e-3 * (stamps.started_ns - stamps.arrived_ns))
-            times["FFN's copy"].append(1e-3 * (stamps.finished_ns - stamps.started_ns))
+            times["FFN"].append(1e-3 * (stamps.finished_ns - stamps.started_ns))
             times["back"].append(1e-3 * (stamps.answered_ns - stamps.finished_ns))
     child.join()
     return {name: values[job.warm :] for name, values in times.items()}

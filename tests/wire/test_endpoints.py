@@ -204,6 +204,18 @@ def test_a_hundred_calls_in_turn_each_get_their_own_answer(world: World) -> None
         answer.release()
 
 
+def test_a_second_reply_to_a_group_is_dropped(world: World) -> None:
+    attention, ffn = world.pair()
+    attention.push(attention.peers, 0, 1, activations(2))
+    ffn.reply(world.group(), activations(2))
+    ffn.reply(world.group(), activations(2, 1))
+    world.answers(attention, 1)[0].release()
+    attention.push(attention.peers, 0, 1, activations(2))
+    ffn.fail(world.group(), "too late")
+    ffn.reply(world.group(2), activations(2, 2))
+    assert torch.equal(world.answers(attention, 2)[1].partial, activations(2, 2))
+
+
 def test_a_failure_is_told_with_its_reason(world: World) -> None:
     attention, ffn = world.pair()
     (ticket,) = attention.push(attention.peers, 0, 1, activations(1))

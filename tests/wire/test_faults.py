@@ -13,7 +13,7 @@ import torch
 from wire_world import SECRET, SHAPES, World, activations, address
 
 import step3
-from step3.wire import AttentionEndpoint, FFNEndpoint, Format, Gone, Shapes, Timing
+from step3.wire import Answer, AttentionEndpoint, FFNEndpoint, Format, Gone, Shapes, Timing
 
 ECHO = Path(__file__).with_name("echo_ffn.py")
 
@@ -145,9 +145,12 @@ def test_a_call_larger_than_the_sockets_buffers_arrives_whole() -> None:
     shapes = Shapes(hidden=8192, max_tokens=1024, layers=1, slots=1)
     timing = Timing(heartbeat=0.05, silence=30.0)
     x = torch.randn(1024, 8192, generator=torch.Generator().manual_seed(0))
+    partial = x * 2
     with (
         FFNEndpoint(0, shapes, SECRET, timing=timing) as ffn,
-        AttentionEndpoint(0, shapes, SECRET, activations=Format.FLOAT32, timing=timing) as attention,
+        AttentionEndpoint(
+            0, shapes, SECRET, activations=Format.FLOAT32, partials=Format.FLOAT32, timing=timing
+        ) as attention,
     ):
         attention.connect(ffn.listen("tcp://127.0.0.1:0"))
         while not (attention.peers and ffn.peers):
@@ -159,3 +162,9 @@ def test_a_call_larger_than_the_sockets_buffers_arrives_whole() -> None:
             group = ffn.serve(1.0)
             ffn.events()
         assert torch.equal(group.x(torch.float32), x)
+        ffn.reply(group, partial)
+        partial.zero_()  # what could not be sent at once was kept
+        answer = None
+        while answer is None:
+            answer = next((event for event in attention.wait(1.0) if isinstance(event, Answer)), None)
+        assert torch.equal(answer.partial, x * 2)

@@ -134,17 +134,16 @@ class Connection:
                     self._want = want
         return not self.closed and self.link.buffered()
 
-    def send(self, header: Header, text: bytes = b"") -> None:
+    def send(self, header: Header, payload: memoryview | None = None) -> None:
         """Sends a frame; returns before all of it has left if the peer is slow to read. From any thread.
 
         Args:
-            header: with the length of its payload, which stays in its slot as it is until the answer comes.
-            text: payload of an error or goodbye.
+            header: with the length of its payload.
+            payload: bytes to send as they are now; if there are none, the payload is in its slot already and
+                stays there as it is until the answer comes.
         """
-        payload = None
-        if text:
-            payload = memoryview(text)
-        elif header.payload_bytes and not self.link.shares_memory:
+        in_slot = payload is None
+        if in_slot and header.payload_bytes and not self.link.shares_memory:
             payload = self._area(header)
         checksum = 0 if payload is None else frames.checksum(payload)
         with self._lock:
@@ -154,6 +153,8 @@ class Connection:
             self._sent += 1
             head = memoryview(frames.pack(header, self._key_out))
             self._write([head] if payload is None else [head, payload])
+            if self._queue and payload is not None and not in_slot:
+                self._queue[-1] = self._kept(header, self._queue[-1])
 
     def flush(self) -> bool:
         """Sends what remains; whether nothing remains."""
@@ -193,6 +194,14 @@ class Connection:
             self._owner.unsent()
         except OSError:
             pass  # the reading side learns of it too, and tells
+
+    def _kept(self, header: Header, rest: memoryview) -> memoryview:
+        """The unsent end of a payload, where it stays as it is until it has left."""
+        if header.kind not in (Kind.CALL, Kind.PARTIAL):
+            return memoryview(bytes(rest))
+        kept = self._area(header)[-len(rest) :]
+        kept[:] = rest
+        return kept
 
     def _say(self, message: bytes) -> None:
         with self._lock:
@@ -260,7 +269,7 @@ class Connection:
 
     def _refuse(self, reason: str | None) -> WireError:
         text = (reason or "refused").encode()[: frames.MAX_TEXT_BYTES]
-        self.send(Header(Kind.GOODBYE, epoch=self._own.epoch, payload_bytes=len(text)), text)
+        self.send(Header(Kind.GOODBYE, epoch=self._own.epoch, payload_bytes=len(text)), memoryview(text))
         return WireError(f"refused: {reason}")
 
     def _frames(self, theirs: Hello) -> Generator[memoryview, None, None]:

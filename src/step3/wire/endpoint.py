@@ -118,7 +118,7 @@ class Endpoint:
         return listener.address
 
     def connect(self, address: str) -> None:
-        """Begins to connect; `Joined` or `Unreachable` will tell.
+        """Begins to connect; `Joined` or `Unreachable` will tell. A host's name is looked up at once.
 
         Raises:
             WireError: the address cannot be read.

@@ -108,7 +108,7 @@ class FFNEndpoint(Endpoint):
         spin: float = 0.0,
     ) -> None:
         super().__init__(Role.FFN, instance, shapes, secret, epoch, timing, tls, spin)
-        self._busy: dict[Connection, set[int]] = {}
+        self._busy: dict[Connection, dict[int, int]] = {}  # number of the call in each slot
         self._waiting: dict[tuple[int, int], list[Call]] = {}
 
     @property
@@ -160,29 +160,32 @@ class FFNEndpoint(Endpoint):
         Raises:
             WireError: `partial` has another shape.
         """
-        if partial is not None:
-            hidden = group.calls[0].values.shape[1]
-            if tuple(partial.shape) != (group.tokens, hidden):
-                raise WireError(
-                    f"the partial sum must be [{group.tokens}, {hidden}], not {list(partial.shape)}"
-                )
-            first = 0
-            for call in group.calls:
-                call.partial.copy_(partial[first : first + call.tokens])
-                first += call.tokens
         finished = time.monotonic_ns()
+        hidden = group.calls[0].header.hidden
+        if partial is not None and tuple(partial.shape) != (group.tokens, hidden):
+            raise WireError(f"the partial sum must be [{group.tokens}, {hidden}], not {list(partial.shape)}")
+        first = 0
         for call in group.calls:
+            rows = None if partial is None else partial[first : first + call.tokens]
+            first += call.tokens
             connection = self._done(call)
-            if connection is not None:
-                header = call.header._replace(
-                    kind=Kind.PARTIAL,
-                    epoch=self.epoch,
-                    payload_bytes=partial_nbytes(call.header.partials, call.tokens, call.header.hidden),
-                    arrived_ns=call.arrived_ns,
-                    started_ns=group.started_ns,
-                    finished_ns=finished,
-                )
-                connection.send(header)
+            if connection is None:
+                continue
+            header = call.header._replace(
+                kind=Kind.PARTIAL,
+                epoch=self.epoch,
+                payload_bytes=partial_nbytes(call.header.partials, call.tokens, hidden),
+                arrived_ns=call.arrived_ns,
+                started_ns=group.started_ns,
+                finished_ns=finished,
+            )
+            payload = None
+            if rows is not None:
+                if not connection.link.shares_memory:
+                    payload = _as_payload(rows, call.partial.dtype, header.payload_bytes)
+                if payload is None:
+                    call.partial.copy_(rows)
+            connection.send(header, payload)
 
     def fail(self, group: Group, message: str) -> None:
         """Tells the attention instances that a group's calls cannot be answered, and why."""
@@ -191,16 +194,18 @@ class FFNEndpoint(Endpoint):
             connection = self._done(call)
             if connection is not None:
                 header = call.header._replace(kind=Kind.ERROR, epoch=self.epoch, payload_bytes=len(text))
-                connection.send(header, text)
+                connection.send(header, memoryview(text))
 
     def _done(self, call: Call) -> Connection | None:
+        """Where a call is to be answered, or None if nobody waits for its answer any more."""
         connection = self._peers.get(call.peer)
-        if connection is not None:
-            self._busy[connection].discard(call.header.slot)
+        if connection is None or self._busy[connection].get(call.header.slot) != call.number:
+            return None
+        del self._busy[connection][call.header.slot]
         return connection
 
     def _joined(self, connection: Connection, peer: Peer) -> None:
-        self._busy[connection] = set()
+        self._busy[connection] = {}
 
     def _expect(self, connection: Connection, header: Header) -> None:
         if header.kind is not Kind.CALL:
@@ -209,7 +214,7 @@ class FFNEndpoint(Endpoint):
             raise FrameError(f"a call came in slot {header.slot}, whose last call has no answer yet")
         if connection.peer is None or header.instance != connection.peer.instance:
             raise FrameError(f"a call of instance {header.instance} came from {connection}")
-        self._busy[connection].add(header.slot)
+        self._busy[connection][header.slot] = header.call
 
     def _deliver(self, connection: Connection, header: Header, text: str) -> None:
         assert connection.slots is not None
@@ -255,6 +260,13 @@ class FFNEndpoint(Endpoint):
 
     def _late(self, now: float) -> float:
         return math.inf
+
+
+def _as_payload(rows: Tensor, dtype: torch.dtype, nbytes: int) -> memoryview | None:
+    """The bytes of a partial sum that can be sent as it is; None if it must be written to its slot first."""
+    if rows.dtype != dtype or rows.device.type != "cpu" or not rows.is_contiguous() or rows.nbytes != nbytes:
+        return None
+    return memoryview(rows.detach().view(-1).view(torch.uint8).numpy())
 
 
 def _rows(tensors: Sequence[Tensor | None]) -> Tensor | None:
