@@ -9,17 +9,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from step3.wire import codec
+from step3.wire.codec import Fp8
 from step3.wire.connection import Connection, Peer
 from step3.wire.endpoint import Endpoint
 from step3.wire.errors import FrameError, NoSlotError, WireError
 from step3.wire.events import Answer, Event, Failed, Late, Ticket, Times
-from step3.wire.formats import Format, Shapes, Timing
+from step3.wire.formats import BLOCK, Format, Shapes, Timing
 from step3.wire.frames import Header, Kind
 from step3.wire.handshake import Role
-from step3.wire.layout import CallViews, call_layout, partial_view
+from step3.wire.layout import CallViews, call_layout
 
 log = logging.getLogger("step3.wire")
 
@@ -75,7 +77,7 @@ class AttentionEndpoint(Endpoint):
         peers: Sequence[Peer],
         lane: int,
         layer: int,
-        x: Tensor,
+        x: Tensor | Fp8,
         expert_ids: Tensor | None = None,
         expert_weights: Tensor | None = None,
         timeout: float | None = None,
@@ -84,8 +86,8 @@ class AttentionEndpoint(Endpoint):
 
         Args:
             lane: a number for the answer to carry.
-            x: `[tokens, hidden]`, normed; any float dtype and device. It may be changed as soon as this
-            returns.
+            x: `[tokens, hidden]`, normed; any float dtype and device, or fp8 that is already encoded if that
+                is the endpoint's format. It may be changed as soon as this returns.
             expert_ids: `[tokens, top_k]`, any integer dtype; None in a layer without experts.
             expert_weights: `[tokens, top_k]`.
             timeout: seconds after which a `Late` tells that the answer has not come.
@@ -105,25 +107,29 @@ class AttentionEndpoint(Endpoint):
                 raise NoSlotError(
                     f"all {connection.peer and connection.peer.slots} slots of {connection} are taken"
                 )
-        tokens, hidden = x.shape
+        tokens, hidden = (x.values if isinstance(x, Fp8) else x).shape
         top_k = 0 if expert_ids is None else expert_ids.shape[1]
-        layout = call_layout(self._activations, tokens, hidden, top_k)
+        nbytes = call_layout(self._activations, tokens, hidden, top_k).nbytes
         call, self._calls = self._calls, self._calls + 1
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         self._check_at = min(self._check_at, deadline)
-        written: Tensor | None = None
+        written: memoryview | None = None
         tickets = []
         for peer, connection in zip(peers, connections, strict=True):
             account = self._accounts[connection]
             slot = account.free.pop()
             assert connection.slots is not None
-            payload = connection.slots.call(slot)[: layout.nbytes]
             ticket = Ticket(peer, lane, layer, call, slot, tokens, time.monotonic_ns())
             if written is None:
-                _write(layout.views(payload), x, expert_ids, expert_weights)
-                written = payload
+                _write(
+                    connection.slots.call(slot, self._activations, tokens, top_k),
+                    x,
+                    expert_ids,
+                    expert_weights,
+                )
+                written = connection.slots.call_bytes(slot, nbytes)
             else:
-                payload.copy_(written)
+                connection.slots.call_bytes(slot, nbytes)[:] = written
             account.calls[slot] = _Outstanding(ticket, self._partials, deadline)
             connection.send(
                 Header(
@@ -139,8 +145,8 @@ class AttentionEndpoint(Endpoint):
                     call=call,
                     tokens=tokens,
                     hidden=hidden,
-                ),
-                payload,
+                    payload_bytes=nbytes,
+                )
             )
             tickets.append(ticket)
         return tickets
@@ -190,9 +196,7 @@ class AttentionEndpoint(Endpoint):
                 self._events.append(Failed(ticket, text))
             return
         assert connection.slots is not None
-        partial = partial_view(
-            connection.slots.answer(header.slot), header.partials, header.tokens, header.hidden
-        )
+        partial = connection.slots.answer(header.slot, header.partials, header.tokens)
         times = Times(
             ticket.pushed_ns, header.arrived_ns, header.started_ns, header.finished_ns, time.monotonic_ns()
         )
@@ -222,9 +226,22 @@ class AttentionEndpoint(Endpoint):
         return next_at
 
     def _check_call(
-        self, lane: int, layer: int, x: Tensor, expert_ids: Tensor | None, expert_weights: Tensor | None
+        self,
+        lane: int,
+        layer: int,
+        x: Tensor | Fp8,
+        expert_ids: Tensor | None,
+        expert_weights: Tensor | None,
     ) -> None:
         shapes = self.shapes
+        if isinstance(x, Fp8):
+            if self._activations is not Format.FP8:
+                raise WireError(f"x is fp8, but the endpoint sends {self._activations.name.lower()}")
+            if tuple(x.scales.shape) != (x.values.shape[0], math.ceil(shapes.hidden / BLOCK)):
+                raise WireError(
+                    f"x has scales of {list(x.scales.shape)} for values of {list(x.values.shape)}"
+                )
+            x = x.values
         if x.ndim != 2 or x.shape[1] != shapes.hidden or not 1 <= x.shape[0] <= shapes.max_tokens:
             raise WireError(
                 f"x must be [1 to {shapes.max_tokens} tokens, {shapes.hidden}], not {list(x.shape)}"
@@ -240,8 +257,14 @@ class AttentionEndpoint(Endpoint):
                 raise WireError(f"{name} must be [{x.shape[0]}, {shapes.top_k}], not {list(tensor.shape)}")
 
 
-def _write(views: CallViews, x: Tensor, expert_ids: Tensor | None, expert_weights: Tensor | None) -> None:
-    if views.scales is not None:
+def _write(
+    views: CallViews, x: Tensor | Fp8, expert_ids: Tensor | None, expert_weights: Tensor | None
+) -> None:
+    if isinstance(x, Fp8):
+        assert views.scales is not None
+        views.values.view(torch.uint8).copy_(x.values.view(torch.uint8))
+        views.scales.copy_(x.scales)
+    elif views.scales is not None:
         codec.encode_fp8(x, views.values, views.scales)
     else:
         views.values.copy_(x)

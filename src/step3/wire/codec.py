@@ -7,13 +7,33 @@ an infinity has no finite scale and decodes to NaN throughout: what is not finit
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from step3.wire.formats import BLOCK
 
 FP8_MAX = 448.0
+
 _LEAST_SCALE = torch.finfo(torch.float32).tiny
+_SIGN_EXPONENT_MANTISSA = 0xBF80 - (1 << 16)
+"""An e4m3 value, shifted to where float16 has the same parts; its bits as int16."""
+_FLOAT16_OVER_E4M3 = 2.0**8
+"""What the biases of the two exponents differ by."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fp8:
+    """Activations that are fp8 already.
+
+    Attributes:
+        values: `[tokens, hidden]` float8_e4m3fn.
+        scales: `[tokens, ceil(hidden / 128)]` float32.
+    """
+
+    values: Tensor
+    scales: Tensor
 
 
 def encode_fp8(x: Tensor, values: Tensor, scales: Tensor) -> None:
@@ -25,10 +45,12 @@ def encode_fp8(x: Tensor, values: Tensor, scales: Tensor) -> None:
         scales: `[tokens, ceil(hidden / 128)]` float32, written.
     """
     for blocks, q, scale in _blocks(x, values, scales):
-        blocks = blocks.float()
-        least = torch.div(blocks.abs().amax(-1), FP8_MAX).clamp_(min=_LEAST_SCALE)
+        wide = blocks.float()
+        largest = wide.abs().amax(-1)
+        least = torch.div(largest, FP8_MAX).clamp_(min=_LEAST_SCALE)
+        least += largest - largest  # NaN if the largest is infinite
         scale.copy_(least)
-        q.copy_(blocks / least.unsqueeze(-1))
+        q.copy_(wide / least.unsqueeze(-1))
 
 
 def decode_fp8(values: Tensor, scales: Tensor, out: Tensor) -> None:
@@ -39,8 +61,12 @@ def decode_fp8(values: Tensor, scales: Tensor, out: Tensor) -> None:
         scales: `[tokens, ceil(hidden / 128)]` float32.
         out: `[tokens, hidden]`, float32 or bfloat16, written; rounded once.
     """
+    # torch converts float8 one value at a time; as float16 with the same bits it is ten times faster. A NaN
+    # becomes a number thereby, but its block has a scale of NaN.
     for blocks, q, scale in _blocks(out, values, scales):
-        blocks.copy_(q.float() * scale.unsqueeze(-1))
+        bits = q.view(torch.int8).to(torch.int16).bitwise_left_shift_(7)
+        half = bits.bitwise_and_(_SIGN_EXPONENT_MANTISSA).view(torch.float16)
+        blocks.copy_(half.float().mul_((scale * _FLOAT16_OVER_E4M3).unsqueeze(-1)))
 
 
 def _blocks(x: Tensor, values: Tensor, scales: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:

@@ -7,17 +7,13 @@ half a frame holds up nobody.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import select
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
-
-from torch import Tensor
 
 from step3.wire import frames, handshake
 from step3.wire.errors import FrameError, WireError
@@ -28,8 +24,7 @@ from step3.wire.slots import Slots
 
 log = logging.getLogger("step3.wire")
 
-_READS_AT_A_TIME = 256
-_SEND_PATIENCE_MS = 1
+_PARTS_AT_A_TIME = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +94,9 @@ class Connection:
         self._lock = threading.Lock()
         self._queue: deque[memoryview] = deque()
         self._sent = 0
+        self._whole = False
         self._key_in = self._key_out = b""
-        self._script = self._listen() if listening else self._connect()
+        self._script: Iterator[memoryview] = self._listen() if listening else self._connect()
         self._want = next(self._script)
 
     def __str__(self) -> str:
@@ -112,13 +108,18 @@ class Connection:
         return self.peer is not None
 
     def receive(self) -> bool:
-        """Reads what has arrived; whether it stopped before all was read, to let others have their turn.
+        """Reads what has arrived, at most one frame, to let others have their turn.
+
+        Returns:
+            Whether bytes have left the socket that are not yet used, so that waiting for it would not tell.
 
         Raises:
             FrameError: the peer broke the rules.
+            WireError: the peer was refused.
             OSError: the connection is lost.
         """
-        for _ in range(_READS_AT_A_TIME):
+        self._whole = False
+        while not self._whole and not self.closed:
             try:
                 size = self.link.recv_into(self._want)
             except BlockingIOError:
@@ -128,34 +129,32 @@ class Connection:
             self.heard = time.monotonic()
             self._want = self._want[size:]
             if not self._want:
-                self._want = next(self._script)
-            if self.closed:
-                return False
-        return True
+                want = next(self._script)
+                if not self.closed:
+                    self._want = want
+        return not self.closed and self.link.buffered()
 
-    def send(self, header: Header, payload: Tensor | None = None, text: bytes = b"") -> None:
-        """Sends a frame; returns before all of it has left if the peer is slow to read.
+    def send(self, header: Header, payload: memoryview | None = None) -> None:
+        """Sends a frame; returns before all of it has left if the peer is slow to read. From any thread.
 
         Args:
-            payload: uint8, already in the slot of `header`, so that it stays as it is until it has left.
-            text: payload of an error or goodbye.
+            header: with the length of its payload.
+            payload: bytes to send as they are now; if there are none, the payload is in its slot already and
+                stays there as it is until the answer comes.
         """
-        parts: list[memoryview] = []
-        nbytes, checksum = len(text), 0
-        if payload is not None:
-            nbytes = payload.numel()
-            if not self.link.shares_memory:
-                parts.append(memoryview(payload.numpy()))
-        elif text:
-            parts.append(memoryview(text))
-        if parts:
-            checksum = frames.checksum(parts[0])
+        in_slot = payload is None
+        if in_slot and header.payload_bytes and not self.link.shares_memory:
+            payload = self._area(header)
+        checksum = 0 if payload is None else frames.checksum(payload)
         with self._lock:
             if self.closed:
                 return
-            header = dataclasses.replace(header, serial=self._sent, payload_bytes=nbytes, checksum=checksum)
+            header = header._replace(serial=self._sent, checksum=checksum)
             self._sent += 1
-            self._write([memoryview(frames.pack(header, self._key_out)), *parts])
+            head = memoryview(frames.pack(header, self._key_out))
+            self._write([head] if payload is None else [head, payload])
+            if self._queue and payload is not None and not in_slot:
+                self._queue[-1] = self._kept(header, self._queue[-1])
 
     def flush(self) -> bool:
         """Sends what remains; whether nothing remains."""
@@ -163,7 +162,7 @@ class Connection:
             if self._queue and not self.closed:
                 parts = list(self._queue)
                 self._queue.clear()
-                self._write(parts, patient=False)
+                self._write(parts)
             return not self._queue
 
     def close(self) -> None:
@@ -175,32 +174,34 @@ class Connection:
             self._queue.clear()
             self.link.close()
         self.slots = None
+        self._script = iter(())  # it refers to this connection, and so would keep it
+        self._want = memoryview(b"")
 
-    def _write(self, parts: Sequence[memoryview], patient: bool = True) -> None:
+    def _write(self, parts: Sequence[memoryview]) -> None:
         if self._queue:
             self._queue.extend(parts)
             return
-        rest, waited = deque(parts), False
+        rest = list(parts)
         try:
             while rest:
-                try:
-                    size = self.link.send(list(rest)[:16])
-                    waited = False
-                except BlockingIOError:
-                    if patient and not waited and _writable(self.link.fileno()):
-                        waited = True
-                        continue
-                    break
-                while size:
-                    if size < len(rest[0]):
-                        rest[0] = rest[0][size:]
-                        break
-                    size -= len(rest.popleft())
-        except OSError:
-            return  # the reading side learns the same, and tells
-        if rest:
+                size = self.link.send(rest[:_PARTS_AT_A_TIME])
+                while rest and size >= len(rest[0]):
+                    size -= len(rest.pop(0))
+                if size:
+                    rest[0] = rest[0][size:]
+        except BlockingIOError:
             self._queue.extend(rest)
             self._owner.unsent()
+        except OSError:
+            pass  # the reading side learns of it too, and tells
+
+    def _kept(self, header: Header, rest: memoryview) -> memoryview:
+        """The unsent end of a payload, where it stays as it is until it has left."""
+        if header.kind not in (Kind.CALL, Kind.PARTIAL):
+            return memoryview(bytes(rest))
+        kept = self._area(header)[-len(rest) :]
+        kept[:] = rest
+        return kept
 
     def _say(self, message: bytes) -> None:
         with self._lock:
@@ -214,13 +215,13 @@ class Connection:
         theirs = handshake.read_hello(self._secret, handshake.CONNECTING, said, bytes(message))
         said += message
         refusal = self._meet(theirs)
-        memory = None if refusal else self.link.offer_memory(self._shapes)
+        if not refusal:
+            self.slots = Slots(self._shapes, self.link.offer_memory(self._shapes))
         answer = handshake.hello(self._secret, handshake.LISTENING, said, self._own)
         self._say(answer)
         self._seal(handshake.keys(self._secret, said + answer))
-        if refusal or memory is None:
+        if refusal:
             raise self._refuse(refusal)
-        self.slots = Slots(self._shapes, memory)
         yield from self._frames(theirs)
 
     def _connect(self) -> Generator[memoryview, None, None]:
@@ -268,7 +269,7 @@ class Connection:
 
     def _refuse(self, reason: str | None) -> WireError:
         text = (reason or "refused").encode()[: frames.MAX_TEXT_BYTES]
-        self.send(Header(Kind.GOODBYE), text=text)
+        self.send(Header(Kind.GOODBYE, epoch=self._own.epoch, payload_bytes=len(text)), memoryview(text))
         return WireError(f"refused: {reason}")
 
     def _frames(self, theirs: Hello) -> Generator[memoryview, None, None]:
@@ -297,23 +298,20 @@ class Connection:
                     _compare(header, memoryview(message))
                 text = message.decode(errors="replace")
             elif header.payload_bytes and not self.link.shares_memory:
-                area = memoryview(self._area(header).numpy())[: header.payload_bytes]
+                area = self._area(header)
                 yield area
                 _compare(header, area)
+            self._whole = True
             self._owner.deliver(self, header, text)
 
-    def _area(self, header: Header) -> Tensor:
-        assert self.slots is not None
+    def _area(self, header: Header) -> memoryview:
         slots = self.slots
-        return slots.call(header.slot) if header.kind is Kind.CALL else slots.answer(header.slot)
+        if slots is None:  # closed meanwhile, by the owner's thread
+            return memoryview(b"")
+        area = slots.call_bytes if header.kind is Kind.CALL else slots.answer_bytes
+        return area(header.slot, header.payload_bytes)
 
 
 def _compare(header: Header, payload: memoryview) -> None:
     if frames.checksum(payload) != header.checksum:
         raise FrameError(f"the payload of a {header.kind.name.lower()} frame is damaged")
-
-
-def _writable(fileno: int) -> bool:
-    poll = select.poll()
-    poll.register(fileno, select.POLLOUT)
-    return bool(poll.poll(_SEND_PATIENCE_MS))

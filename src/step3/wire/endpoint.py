@@ -27,6 +27,8 @@ log = logging.getLogger("step3.wire")
 MAX_STRANGERS = 64
 """Connections that have not yet proved themselves; when one more comes, the oldest is dropped."""
 
+_ROUNDS = 64
+
 _Self = TypeVar("_Self", bound="Endpoint")
 
 
@@ -116,7 +118,7 @@ class Endpoint:
         return listener.address
 
     def connect(self, address: str) -> None:
-        """Begins to connect; `Joined` or `Unreachable` will tell.
+        """Begins to connect; `Joined` or `Unreachable` will tell. A host's name is looked up at once.
 
         Raises:
             WireError: the address cannot be read.
@@ -144,6 +146,10 @@ class Endpoint:
                 raise DeadlineError(f"{len(self._peers)} of {count} peers came within {timeout:g} s")
             self._pump(until, lambda: len(self._peers) >= count)
         return self.peers
+
+    def poll(self) -> None:
+        """Moves what has arrived and looks at the deadlines, without waiting; what it finds is told later."""
+        self._pump(0.0, lambda: False)
 
     def disconnect(self, peer: Peer) -> None:
         """Ends a peer's connection at once; `Gone` follows. Nothing happens if it is gone already."""
@@ -187,6 +193,7 @@ class Endpoint:
         self._peers[peer] = connection
         self._joined(connection, peer)
         self._events.append(Joined(peer))
+        self._check_at = 0.0
         return None
 
     def expect(self, connection: Connection, header: Header) -> None:
@@ -242,17 +249,21 @@ class Endpoint:
             if self._unread or now < spin_until or enough():
                 timeout = 0.0
             ready = self._epoll.poll(timeout)
-            for fileno, _ in ready:
-                self._touch(fileno)
-            for fileno in self._unread - {fileno for fileno, _ in ready}:
-                self._touch(fileno)
+            for _ in range(_ROUNDS):
+                for fileno, _ in ready:
+                    self._touch(fileno)
+                for fileno in tuple(self._unread):
+                    self._touch(fileno)
+                if not (ready or self._unread):
+                    break
+                ready = self._epoll.poll(0)
             now = time.monotonic()
             if now >= self._check_at:
                 self._check(now)
             if enough() or self._woken or now >= until:
                 self._woken = False
                 return
-            if not ready and now < spin_until:
+            if now < spin_until:
                 os.sched_yield()
 
     def _touch(self, fileno: int) -> None:

@@ -40,7 +40,7 @@ class Times:
 
     Attributes:
         pushed_ns, answered_ns: the attention side sent the call, and had all of the answer.
-        arrived_ns, started_ns, finished_ns: the FFN side had all of the call, took it, and sent the answer.
+        arrived_ns, started_ns, finished_ns: the FFN side had all of the call, took it, and gave its answer.
     """
 
     pushed_ns: int

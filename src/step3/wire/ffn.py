@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from step3.wire.events import Event, Ticket
 from step3.wire.formats import Shapes, Timing
 from step3.wire.frames import Header, Kind
 from step3.wire.handshake import Role
-from step3.wire.layout import CallViews, call_layout, partial_nbytes, partial_view
+from step3.wire.layout import CallViews, partial_nbytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,8 +108,13 @@ class FFNEndpoint(Endpoint):
         spin: float = 0.0,
     ) -> None:
         super().__init__(Role.FFN, instance, shapes, secret, epoch, timing, tls, spin)
-        self._busy: dict[Connection, set[int]] = {}
+        self._busy: dict[Connection, dict[int, int]] = {}  # number of the call in each slot
         self._waiting: dict[tuple[int, int], list[Call]] = {}
+
+    @property
+    def waiting(self) -> int:
+        """Calls that have arrived and were not yet taken by `serve`."""
+        return sum(map(len, self._waiting.values()))
 
     def serve(self, timeout: float | None = None, max_tokens: int | None = None) -> Group | None:
         """The layer whose oldest call waits longest, with all calls that wait for that layer.
@@ -155,29 +160,32 @@ class FFNEndpoint(Endpoint):
         Raises:
             WireError: `partial` has another shape.
         """
-        if partial is not None:
-            hidden = group.calls[0].values.shape[1]
-            if tuple(partial.shape) != (group.tokens, hidden):
-                raise WireError(
-                    f"the partial sum must be [{group.tokens}, {hidden}], not {list(partial.shape)}"
-                )
-            rows = partial.split([call.tokens for call in group.calls])
-            for call, part in zip(group.calls, rows, strict=True):
-                call.partial.copy_(part)
         finished = time.monotonic_ns()
+        hidden = group.calls[0].header.hidden
+        if partial is not None and tuple(partial.shape) != (group.tokens, hidden):
+            raise WireError(f"the partial sum must be [{group.tokens}, {hidden}], not {list(partial.shape)}")
+        first = 0
         for call in group.calls:
+            rows = None if partial is None else partial[first : first + call.tokens]
+            first += call.tokens
             connection = self._done(call)
-            if connection is not None and connection.slots is not None:
-                nbytes = partial_nbytes(call.header.partials, call.tokens, call.header.hidden)
-                header = dataclasses.replace(
-                    call.header,
-                    kind=Kind.PARTIAL,
-                    epoch=self.epoch,
-                    arrived_ns=call.arrived_ns,
-                    started_ns=group.started_ns,
-                    finished_ns=finished,
-                )
-                connection.send(header, connection.slots.answer(call.header.slot)[:nbytes])
+            if connection is None:
+                continue
+            header = call.header._replace(
+                kind=Kind.PARTIAL,
+                epoch=self.epoch,
+                payload_bytes=partial_nbytes(call.header.partials, call.tokens, hidden),
+                arrived_ns=call.arrived_ns,
+                started_ns=group.started_ns,
+                finished_ns=finished,
+            )
+            payload = None
+            if rows is not None:
+                if not connection.link.shares_memory:
+                    payload = _as_payload(rows, call.partial.dtype, header.payload_bytes)
+                if payload is None:
+                    call.partial.copy_(rows)
+            connection.send(header, payload)
 
     def fail(self, group: Group, message: str) -> None:
         """Tells the attention instances that a group's calls cannot be answered, and why."""
@@ -185,18 +193,19 @@ class FFNEndpoint(Endpoint):
         for call in group.calls:
             connection = self._done(call)
             if connection is not None:
-                connection.send(
-                    dataclasses.replace(call.header, kind=Kind.ERROR, epoch=self.epoch), text=text
-                )
+                header = call.header._replace(kind=Kind.ERROR, epoch=self.epoch, payload_bytes=len(text))
+                connection.send(header, memoryview(text))
 
     def _done(self, call: Call) -> Connection | None:
+        """Where a call is to be answered, or None if nobody waits for its answer any more."""
         connection = self._peers.get(call.peer)
-        if connection is not None:
-            self._busy[connection].discard(call.header.slot)
+        if connection is None or self._busy[connection].get(call.header.slot) != call.number:
+            return None
+        del self._busy[connection][call.header.slot]
         return connection
 
     def _joined(self, connection: Connection, peer: Peer) -> None:
-        self._busy[connection] = set()
+        self._busy[connection] = {}
 
     def _expect(self, connection: Connection, header: Header) -> None:
         if header.kind is not Kind.CALL:
@@ -205,15 +214,14 @@ class FFNEndpoint(Endpoint):
             raise FrameError(f"a call came in slot {header.slot}, whose last call has no answer yet")
         if connection.peer is None or header.instance != connection.peer.instance:
             raise FrameError(f"a call of instance {header.instance} came from {connection}")
-        self._busy[connection].add(header.slot)
+        self._busy[connection][header.slot] = header.call
 
     def _deliver(self, connection: Connection, header: Header, text: str) -> None:
         assert connection.slots is not None
         assert connection.peer is not None
-        layout = call_layout(header.activations, header.tokens, header.hidden, header.top_k)
-        views = layout.views(connection.slots.call(header.slot))
+        slots = connection.slots
+        views = slots.call(header.slot, header.activations, header.tokens, header.top_k)
         ids, weights = self._experts(views)
-        answer = connection.slots.answer(header.slot)
         call = Call(
             connection.peer,
             header.lane,
@@ -224,7 +232,7 @@ class FFNEndpoint(Endpoint):
             views.scales,
             ids,
             weights,
-            partial_view(answer, header.partials, header.tokens, header.hidden),
+            slots.answer(header.slot, header.partials, header.tokens),
             time.monotonic_ns(),
             header,
         )
@@ -234,11 +242,11 @@ class FFNEndpoint(Endpoint):
         """Copies, so that the peer cannot change in shared memory what has been checked."""
         if views.ids is None or views.weights is None:
             return None, None
-        ids = views.ids.long()
-        least, most = torch.aminmax(ids)
-        if least < 0 or most >= self.shapes.experts:
-            raise FrameError(f"expert ids from {least} to {most} came, of {self.shapes.experts} experts")
-        return ids, views.weights.clone()
+        ids = views.ids.clone()
+        most = ids.numpy().view(np.uint32).max()  # a negative id is huge
+        if most >= self.shapes.experts:
+            raise FrameError(f"an expert id of {most} came, of {self.shapes.experts} experts")
+        return ids.long(), views.weights.clone()
 
     def _left(self, connection: Connection, peer: Peer) -> tuple[Ticket, ...]:
         del self._busy[connection]
@@ -252,6 +260,13 @@ class FFNEndpoint(Endpoint):
 
     def _late(self, now: float) -> float:
         return math.inf
+
+
+def _as_payload(rows: Tensor, dtype: torch.dtype, nbytes: int) -> memoryview | None:
+    """The bytes of a partial sum that can be sent as it is; None if it must be written to its slot first."""
+    if rows.dtype != dtype or rows.device.type != "cpu" or not rows.is_contiguous() or rows.nbytes != nbytes:
+        return None
+    return memoryview(rows.detach().view(-1).view(torch.uint8).numpy())
 
 
 def _rows(tensors: Sequence[Tensor | None]) -> Tensor | None:

@@ -1,6 +1,6 @@
 """The frame: a fixed header, then at most one payload whose length the header's own numbers must explain.
 
-A header is 112 bytes, little-endian: magic, version, kind, formats, attention instance, epoch, lane, layer,
+A header is 104 bytes, little-endian: magic, version, kind, formats, attention instance, epoch, lane, layer,
 slot, top_k, call number, serial, tokens, hidden, payload length, payload checksum, three times, tag. The tag
 is a MAC of all that stands before it under the key of the connection, so that a header that was torn, made
 up, replayed from another connection or meant for the other side has no valid tag; within a connection the
@@ -14,7 +14,7 @@ import hashlib
 import hmac
 import struct
 import zlib
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -46,9 +46,12 @@ class Kind(enum.IntEnum):
     """Nothing more will come from this side; the end of the connection is no fault."""
 
 
-@dataclass(frozen=True)
-class Header:
-    """A frame's header, without magic, version and tag.
+_KINDS = {int(kind): kind for kind in Kind}
+_FORMATS = {int(format): format for format in Format}
+
+
+class Header(NamedTuple):
+    """A frame's header, without magic, version and tag; a tuple, as one is made for every frame.
 
     Attributes:
         activations: format of a call's activations.
@@ -85,28 +88,7 @@ class Header:
 
 def pack(header: Header, key: bytes) -> bytes:
     """A header as bytes, sealed with `key`."""
-    fields = _FIELDS.pack(
-        MAGIC,
-        VERSION,
-        header.kind,
-        header.activations,
-        header.partials,
-        header.instance,
-        header.epoch,
-        header.lane,
-        header.layer,
-        header.slot,
-        header.top_k,
-        header.call,
-        header.serial,
-        header.tokens,
-        header.hidden,
-        header.payload_bytes,
-        header.checksum,
-        header.arrived_ns,
-        header.started_ns,
-        header.finished_ns,
-    )
+    fields = _FIELDS.pack(MAGIC, VERSION, *header)
     return fields + _tag(fields, key)
 
 
@@ -128,8 +110,8 @@ def unpack(data: bytes | bytearray | memoryview, key: bytes) -> Header:
         raise FrameError("a header's tag is wrong: it is damaged, forged or replayed")
     kind, activations, partials, *numbers = rest
     try:
-        return Header(Kind(kind), Format(activations), Format(partials), *numbers)
-    except ValueError as error:
+        return Header(_KINDS[kind], _FORMATS[activations], _FORMATS[partials], *numbers)
+    except KeyError as error:
         raise FrameError(f"a header holds an unknown kind or format: {error}") from None
 
 
@@ -140,24 +122,29 @@ def check(header: Header, shapes: Shapes) -> None:
         FrameError: a number is out of range, or the length is not the one that shape and format give.
     """
     expected = 0
-    if header.kind in (Kind.CALL, Kind.PARTIAL, Kind.ERROR):
-        _at_most("slot", header.slot, shapes.slots - 1)
-        _at_most("layer", header.layer, shapes.layers - 1)
     if header.kind in (Kind.CALL, Kind.PARTIAL):
-        _at_most("tokens", header.tokens, shapes.max_tokens)
-        if header.tokens == 0 or header.hidden != shapes.hidden or header.top_k not in (0, shapes.top_k):
+        if not 1 <= header.tokens <= shapes.max_tokens:
             raise FrameError(
-                f"{header.tokens} tokens × {header.hidden} channels with top {header.top_k} do not fit a "
-                f"connection of {shapes.hidden} channels and top {shapes.top_k}"
+                f"{header.tokens:,} tokens do not fit a connection of at most {shapes.max_tokens:,}"
+            )
+        if header.hidden != shapes.hidden or header.top_k not in (0, shapes.top_k):
+            raise FrameError(
+                f"{header.hidden} channels with top {header.top_k} do not fit a connection of "
+                f"{shapes.hidden} channels and top {shapes.top_k}"
             )
         if header.partials is Format.FP8:
             raise FrameError("partial sums do not travel as fp8")
-    if header.kind is Kind.CALL:
-        expected = call_layout(header.activations, header.tokens, header.hidden, header.top_k).nbytes
-    elif header.kind is Kind.PARTIAL:
-        expected = partial_nbytes(header.partials, header.tokens, header.hidden)
-    elif header.kind in (Kind.ERROR, Kind.GOODBYE):
+        if header.kind is Kind.CALL:
+            expected = call_layout(header.activations, header.tokens, header.hidden, header.top_k).nbytes
+        else:
+            expected = partial_nbytes(header.partials, header.tokens, header.hidden)
+    elif header.kind is not Kind.HEARTBEAT:
         expected = min(header.payload_bytes, MAX_TEXT_BYTES)
+    if header.slot >= shapes.slots or header.layer >= shapes.layers:
+        raise FrameError(
+            f"slot {header.slot} and layer {header.layer} do not fit a connection of "
+            f"{shapes.slots} slots and {shapes.layers} layers"
+        )
     if header.payload_bytes != expected:
         raise FrameError(
             f"a {header.kind.name.lower()} frame claims {header.payload_bytes:,} bytes, not {expected:,}"
@@ -182,8 +169,3 @@ def checksum(payload: memoryview | np.ndarray) -> int:
 
 def _tag(fields: bytes | memoryview, key: bytes) -> bytes:
     return hashlib.blake2s(fields, key=key, digest_size=TAG_BYTES).digest()
-
-
-def _at_most(name: str, value: int, most: int) -> None:
-    if value > most:
-        raise FrameError(f"a frame's {name} of {value:,} is over the connection's {most:,}")

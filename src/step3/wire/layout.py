@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -56,6 +57,7 @@ class CallViews:
     weights: Tensor | None
 
 
+@functools.lru_cache(maxsize=1024)
 def call_layout(format: Format, tokens: int, hidden: int, top_k: int) -> CallLayout:
     """The layout of a call; `top_k` is 0 in a layer without experts."""
     scales = _aligned(tokens * hidden * format.dtype.itemsize)

@@ -13,7 +13,7 @@ from step3.wire.formats import Shapes
 
 
 class Link(Protocol):
-    """A stream to one peer that never blocks.
+    """A stream to one peer that waits for nothing, or for a few milliseconds where that is cheaper.
 
     Attributes:
         address: of the peer, for people.
@@ -35,6 +35,10 @@ class Link(Protocol):
             BlockingIOError: there is nothing to read yet.
             OSError: the connection is lost.
         """
+        ...
+
+    def buffered(self) -> bool:
+        """Whether bytes have left the socket that `recv_into` has not yet given."""
         ...
 
     def send(self, parts: Sequence[memoryview]) -> int:

@@ -51,6 +51,9 @@ class SharedMemoryLink:
                 self._keep(array.array("i", data[: len(data) - len(data) % 4]))
         return size
 
+    def buffered(self) -> bool:
+        return False
+
     def send(self, parts: Sequence[memoryview]) -> int:
         if not self._giving:
             return self._sock.sendmsg(parts)

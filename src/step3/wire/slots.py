@@ -13,27 +13,55 @@ import torch
 from torch import Tensor
 
 from step3.wire.errors import WireError
-from step3.wire.formats import MAX_SEGMENT_BYTES, Shapes
-from step3.wire.layout import slot_nbytes
+from step3.wire.formats import MAX_SEGMENT_BYTES, Format, Shapes
+from step3.wire.layout import CallViews, call_layout, partial_view, slot_nbytes
+
+_MAX_VIEWS = 4096
 
 
 class Slots:
-    """`shapes.slots` slots in one piece of memory."""
+    """`shapes.slots` slots in one piece of memory, and the views of it that were used before."""
 
     def __init__(self, shapes: Shapes, memory: mmap.mmap) -> None:
-        self._call_bytes, self._answer_bytes = slot_nbytes(shapes)
-        whole = torch.frombuffer(memory, dtype=torch.uint8)
-        rows = whole[: segment_nbytes(shapes)].view(shapes.slots, -1)
-        self._calls = [row[: self._call_bytes] for row in rows]
-        self._answers = [row[self._call_bytes :] for row in rows]
+        self._call_nbytes, answer_nbytes = slot_nbytes(shapes)
+        self._nbytes = self._call_nbytes + answer_nbytes
+        self._hidden = shapes.hidden
+        self._bytes = memoryview(memory)
+        self._rows = torch.frombuffer(memory, dtype=torch.uint8).view(shapes.slots, self._nbytes)
+        self._calls: dict[tuple[int, Format, int, int], CallViews] = {}
+        self._answers: dict[tuple[int, Format, int], Tensor] = {}
 
-    def call(self, slot: int) -> Tensor:
-        """uint8; where the slot's call is."""
-        return self._calls[slot]
+    def call_bytes(self, slot: int, nbytes: int) -> memoryview:
+        """The first bytes of a slot's call."""
+        start = slot * self._nbytes
+        return self._bytes[start : start + nbytes]
 
-    def answer(self, slot: int) -> Tensor:
-        """uint8; where the slot's answer is."""
-        return self._answers[slot]
+    def answer_bytes(self, slot: int, nbytes: int) -> memoryview:
+        """The first bytes of a slot's answer."""
+        start = slot * self._nbytes + self._call_nbytes
+        return self._bytes[start : start + nbytes]
+
+    def call(self, slot: int, format: Format, tokens: int, top_k: int) -> CallViews:
+        """The tensors of a slot's call."""
+        key = (slot, format, tokens, top_k)
+        views = self._calls.get(key)
+        if views is None:
+            if len(self._calls) >= _MAX_VIEWS:
+                self._calls.clear()
+            views = call_layout(format, tokens, self._hidden, top_k).views(self._rows[slot])
+            self._calls[key] = views
+        return views
+
+    def answer(self, slot: int, format: Format, tokens: int) -> Tensor:
+        """`[tokens, hidden]` of a slot's answer."""
+        key = (slot, format, tokens)
+        view = self._answers.get(key)
+        if view is None:
+            if len(self._answers) >= _MAX_VIEWS:
+                self._answers.clear()
+            view = partial_view(self._rows[slot, self._call_nbytes :], format, tokens, self._hidden)
+            self._answers[key] = view
+        return view
 
 
 def segment_nbytes(shapes: Shapes) -> int:
@@ -45,7 +73,7 @@ def segment_nbytes(shapes: Shapes) -> int:
     nbytes = shapes.slots * sum(slot_nbytes(shapes))
     if nbytes > MAX_SEGMENT_BYTES:
         raise WireError(
-            f"{shapes.slots} slots of {shapes.max_tokens} tokens take {nbytes:,} bytes; ask for fewer"
+            f"{shapes.slots} slots of {shapes.max_tokens:,} tokens take {nbytes:,} bytes; ask for fewer"
         )
     return nbytes
 
