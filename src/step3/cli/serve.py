@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 _LIMITS = "Limits of requests"
 _MEDIA = "Pictures by URL"
 _ENGINE = "Engine"
-_PARALLEL = "Parallelism (one process so far: anything over 1 is refused)"
+_PARALLEL = "Parallelism of other servers (anything over 1 is refused)"
 _MODEL = "Model"
+_AFD = "Attention and FFN apart"
 
 BUNDLED_NAME = "step3-nano"
 
@@ -152,6 +153,55 @@ def serve(
         help="Redirects that are followed, each checked as the first URL.",
         rich_help_panel=_MEDIA,
     ),
+    attention_instances: int | None = typer.Option(
+        None, min=1, help="Processes for attention, KV cache and sampling (1).", rich_help_panel=_AFD
+    ),
+    ffn_instances: int | None = typer.Option(
+        None, min=0, help="Processes for FFNs; 0 computes them with attention.", rich_help_panel=_AFD
+    ),
+    ffn_parallel: str | None = typer.Option(
+        None, help="How they share each FFN: ep, tp, or like ep2xtp2.", rich_help_panel=_AFD
+    ),
+    ffn_replicas: int | None = typer.Option(
+        None, min=1, help="Instances that hold the same: one may die without a pause.", rich_help_panel=_AFD
+    ),
+    micro_batches: int | None = typer.Option(
+        None, min=1, max=64, help="Batches in flight of each attention instance (3).", rich_help_panel=_AFD
+    ),
+    wire_activations: str | None = typer.Option(
+        None, help="auto, float32, bfloat16 or fp8 to the FFNs.", rich_help_panel=_AFD
+    ),
+    wire_partials: str | None = typer.Option(
+        None, help="auto, float32 or bfloat16 back.", rich_help_panel=_AFD
+    ),
+    instance_threads: int | None = typer.Option(
+        None, min=1, help="Threads of each process.", rich_help_panel=_AFD
+    ),
+    bind_cores: bool = typer.Option(False, help="Give each process cores of its own.", rich_help_panel=_AFD),
+    lease: float | None = typer.Option(
+        None, help="Seconds of silence after which an instance counts as dead (1.5).", rich_help_panel=_AFD
+    ),
+    listen: str | None = typer.Option(
+        None, help="HOST:PORT where instances of other hosts join.", rich_help_panel=_AFD
+    ),
+    advertise: str | None = typer.Option(
+        None, help="Host under which they reach this one, if it is another.", rich_help_panel=_AFD
+    ),
+    local_attention: int | None = typer.Option(
+        None,
+        min=0,
+        help="Of the attention instances, those started here (with --listen 0).",
+        rich_help_panel=_AFD,
+    ),
+    local_ffn: int | None = typer.Option(
+        None,
+        min=0,
+        help="Of the FFN instances, those started here (with --listen 0).",
+        rich_help_panel=_AFD,
+    ),
+    cluster_secret: str | None = typer.Option(
+        None, envvar="STEP3_CLUSTER_SECRET", help="What who joins must know.", rich_help_panel=_AFD
+    ),
     tensor_parallel_size: int = typer.Option(
         1, "--tensor-parallel-size", "-tp", "--tp", "--tp-size", rich_help_panel=_PARALLEL
     ),
@@ -173,6 +223,12 @@ def serve(
     step3 serve                                  the bundled model, on this machine only
     step3 serve ./step3-fp8 --port 9000 --max-model-len 8192
     STEP3_API_KEY=... step3 serve ./step3-fp8 --host 0.0.0.0 --served-model-name step3
+
+    \b
+    step3 serve ./step3-fp8 --attention-instances 3 --ffn-instances 2 --ffn-parallel ep --micro-batches 3
+    STEP3_CLUSTER_SECRET=... step3 serve ./step3-fp8 --attention-instances 1 --ffn-instances 1 \\
+         --listen 0.0.0.0:7000        and on any hosts, in any order, with the same secret:
+         step3 attention ./step3-fp8 --join HOST:7000; step3 ffn ./step3-fp8 --join HOST:7000
 
     \b
     curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
@@ -221,6 +277,27 @@ def serve(
         "seed": seed,
         "limit_mm_per_prompt": None if limit_mm_per_prompt is None else picture_limit(limit_mm_per_prompt),
     }
+    given.update(
+        deployment_options(
+            {
+                "attention_instances": attention_instances,
+                "ffn_instances": ffn_instances,
+                "ffn_parallel": ffn_parallel,
+                "ffn_replicas": ffn_replicas,
+                "micro_batches": micro_batches,
+                "activations": wire_activations,
+                "partials": wire_partials,
+                "threads": instance_threads,
+                "bind_cores": bind_cores or None,
+                "lease": lease,
+                "listen": listen,
+                "advertise": advertise,
+                "local_attention": local_attention,
+                "local_ffn": local_ffn,
+                "secret": cluster_secret,
+            }
+        )
+    )
     optional = {"max_pixels": max_pixels, "max_output_tokens": max_output_tokens, "max_n": max_n}
     _run(
         host=host,
@@ -246,6 +323,40 @@ def serve(
     )
 
 
+def deployment_options(given: dict[str, Any]) -> dict[str, Any]:
+    """Options of a deployment of several processes, checked; nothing for a single process.
+
+    Raises:
+        Step3Error: they cannot be, or say how to cut what is one process.
+    """
+    import secrets
+
+    from step3.cluster.config import ClusterConfig, wants_cluster
+    from step3.errors import Step3Error
+
+    options = {name: value for name, value in given.items() if value is not None}
+    if not wants_cluster(options):
+        options.pop("attention_instances", None)
+        options.pop("ffn_instances", None)
+        # The environment may hold a secret that another command is to use.
+        options.pop("secret", None)
+        if options:
+            flag = next(iter(options)).replace("_", "-")
+            raise Step3Error(f"--{flag} is for several processes: give --ffn-instances, or leave it out")
+        return {}
+    if options.get("secret") is not None:
+        options["secret"] = options["secret"].encode()
+    elif options.get("listen") is not None:
+        secret = secrets.token_hex(32)
+        options["secret"] = secret.encode()
+        Console(stderr=True, highlight=False, soft_wrap=True).print(
+            f"Instances join with\n  STEP3_CLUSTER_SECRET={secret} step3 attention --join HOST:PORT\n"
+            f"  STEP3_CLUSTER_SECRET={secret} step3 ffn --join HOST:PORT"
+        )
+    ClusterConfig.from_options(options)
+    return options
+
+
 def refuse_parallelism(sizes: dict[str, int], node_rank: int, dist_init_addr: str | None) -> None:
     """Raises Step3Error where more than one process is asked for."""
     from step3.errors import Step3Error
@@ -253,13 +364,13 @@ def refuse_parallelism(sizes: dict[str, int], node_rank: int, dist_init_addr: st
     for flag, size in sizes.items():
         if size != 1:
             raise Step3Error(
-                f"{flag} {size} cannot be honoured: this server runs attention and FFN in one process on one "
-                "device; leave it out, and put servers behind a load balancer for more throughput"
+                f"{flag} {size} cannot be honoured: processes are given by their parts here, with "
+                "--attention-instances, --ffn-instances and --ffn-parallel"
             )
     if node_rank != 0 or dist_init_addr is not None:
         raise Step3Error(
-            "--node-rank and --dist-init-addr are for several machines, and this server runs on one: "
-            "leave them out"
+            "--node-rank and --dist-init-addr cannot be honoured: instances of other machines join with "
+            "step3 attention --join and step3 ffn --join; leave them out"
         )
 
 

@@ -143,6 +143,10 @@ class Front:
     def read_pictures(self, prompt: Prompt) -> Prompt:
         return self._intake.prompts.read_pictures(prompt)
 
+    def count_tokens(self, prompt: Prompt) -> int:
+        """The length of a prompt whose pictures were read."""
+        return len(self._intake.prompts.read(prompt, None).ids)
+
     def submit(
         self,
         request: Request,
@@ -312,6 +316,11 @@ class ClusterLLM:
         render = partial(self.front.tokens.render_chat, messages, tools, **options)
         text, pictures = await self._in_intake(render)
         return {"prompt": text, "multi_modal_data": {"image": pictures}}
+
+    async def count_tokens(self, prompt: Prompt) -> int:
+        """As `AsyncLLM.count_tokens`."""
+        prompt = await asyncio.to_thread(self._front.read_pictures, prompt)
+        return await self._in_intake(partial(self._front.count_tokens, prompt))
 
     async def generate(
         self,

@@ -121,11 +121,14 @@ async def connect(address: str, secret: bytes, tls: ssl.SSLContext | None = None
         ControlError: nobody is there, or it does not know the secret.
     """
     try:
-        if address.startswith("unix:"):
-            reader, writer = await asyncio.open_unix_connection("\0" + address.removeprefix("unix:"))
-        else:
-            host, port = split_address(address)
-            reader, writer = await asyncio.open_connection(host, port, ssl=tls)
+        async with _deadline():
+            if address.startswith("unix:"):
+                reader, writer = await asyncio.open_unix_connection("\0" + address.removeprefix("unix:"))
+            else:
+                host, port = split_address(address)
+                reader, writer = await asyncio.open_connection(host, port, ssl=tls)
+    except (TimeoutError, asyncio.TimeoutError):
+        raise ControlError(f"nobody answers at {address} within {HANDSHAKE_SECONDS:g} s") from None
     except OSError as error:
         raise ControlError(f"nobody answers at {address}: {error.strerror or error}") from None
     try:

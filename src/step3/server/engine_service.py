@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -9,6 +10,8 @@ from typing import Any
 
 from PIL import Image
 
+from step3.cluster.async_llm import ClusterLLM
+from step3.cluster.config import wants_cluster
 from step3.engine.async_llm import AsyncLLM
 from step3.engine.detokenizer import TokenTable
 from step3.engine.outputs import CompletionOutput, Logprob, RequestOutput
@@ -29,11 +32,13 @@ class EngineService:
     def __init__(self, options: Mapping[str, Any], max_waiting: int, max_pixels: int) -> None:
         """
         Args:
-            options: of `step3.engine.config.EngineConfig`.
+            options: of `step3.engine.config.EngineConfig`, and of `step3.cluster.config.ClusterConfig` for
+                more than one process.
             max_waiting: requests that may wait.
             max_pixels: largest width × height of a picture.
         """
-        self._llm = AsyncLLM(**options, max_waiting=max_waiting)
+        kind = ClusterLLM if wants_cluster(options) else AsyncLLM
+        self._llm: AsyncLLM | ClusterLLM = kind(**options, max_waiting=max_waiting)
         self._tokenizer = self._llm.get_tokenizer()
         self._table = TokenTable.of(self._tokenizer)
         self._text = LiteralText(self._tokenizer)
@@ -49,6 +54,7 @@ class EngineService:
             "count_tokens": self.count_tokens,
             "detokenize": self.detokenize,
             "statistics": self.statistics,
+            "cluster": self.cluster,
         }
 
     @property
@@ -117,7 +123,26 @@ class EngineService:
         yield self._tokenizer.decode(ids, skip_special_tokens=False)
 
     async def statistics(self, _: Any) -> AsyncGenerator[Any, None]:
-        yield asdict(self._llm.get_statistics())
+        told = asdict(self._llm.get_statistics())
+        if isinstance(self._llm, ClusterLLM):
+            told["cluster"] = self._llm.front.describe()
+        yield told
+
+    async def cluster(self, asked: Mapping[str, Any]) -> AsyncGenerator[Any, None]:
+        """What `Front.describe`, `trace` or `change` give.
+
+        Raises:
+            RequestError: this server is one process.
+        """
+        if not isinstance(self._llm, ClusterLLM):
+            raise RequestError("this server is one process: start it with --ffn-instances to have more")
+        front = self._llm.front
+        if asked["action"] == "describe":
+            yield front.describe()
+        elif asked["action"] == "trace":
+            yield await asyncio.to_thread(front.trace, asked["seconds"])
+        else:
+            yield front.change(asked["action"], asked["role"], asked["number"])
 
     async def _answer(
         self, prompt: Any, params: Mapping[str, Any], asked: Mapping[str, Any], in_reasoning: bool = False

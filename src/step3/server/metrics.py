@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from step3.server.cluster import metrics as cluster_metrics
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 # name, kind, what it says, field of `step3.engine.statistics.Statistics`
@@ -65,6 +67,8 @@ def _lines(
         yield f'step3_request_success_total{{finished_reason="{reason}"}} {count}'
     for name, what, field in _HISTOGRAMS:
         yield from _histogram(name, what, statistics[field])
+    if statistics.get("cluster"):
+        yield from cluster_metrics(statistics["cluster"])
 
 
 def _histogram(name: str, what: str, histogram: Mapping[str, Any]) -> Iterator[str]:
