@@ -319,8 +319,8 @@ class ClusterLLM:
 
     async def count_tokens(self, prompt: Prompt) -> int:
         """As `AsyncLLM.count_tokens`."""
-        prompt = await asyncio.to_thread(self._front.read_pictures, prompt)
-        return await self._in_intake(partial(self._front.count_tokens, prompt))
+        prompt = await asyncio.to_thread(self.front.read_pictures, prompt)
+        return await self._in_intake(partial(self.front.count_tokens, prompt))
 
     async def generate(
         self,
