@@ -23,6 +23,10 @@ from step3.server.literal_text import LiteralText
 from step3.server.reasoning import THINK, THINK_END
 from step3.server.tool_calls import CALL_END
 
+_ONE_THREAD_BYTES = 64 << 20
+"""Weights under this are read so fast that a second thread costs more, waited for at every operation, than it
+gives: the HTTP process and clients want the other cores."""
+
 _DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -39,6 +43,9 @@ class EngineService:
         """
         kind = ClusterLLM if wants_cluster(options) else AsyncLLM
         self._llm: AsyncLLM | ClusterLLM = kind(**options, max_waiting=max_waiting)
+        if isinstance(self._llm, AsyncLLM) and self._llm.config.device == "cpu":
+            if self._llm.memory.weights < _ONE_THREAD_BYTES:
+                self._llm.set_threads(1)
         self._tokenizer = self._llm.get_tokenizer()
         self._table = TokenTable.of(self._tokenizer)
         self._text = LiteralText(self._tokenizer)
