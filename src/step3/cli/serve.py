@@ -99,6 +99,12 @@ def serve(
     seed: int | None = typer.Option(
         None, "--seed", "--random-seed", help="Of requests that bring none.", rich_help_panel=_ENGINE
     ),
+    speculative_config: str | None = typer.Option(
+        None,
+        help='Drafts from the text so far, where that is faster: {"method": "ngram", '
+        '"num_speculative_tokens": 4}.',
+        rich_help_panel=_ENGINE,
+    ),
     limit_mm_per_prompt: str | None = typer.Option(
         None, help='Pictures of one request: image=4 or {"image": 4}.', rich_help_panel=_LIMITS
     ),
@@ -275,6 +281,7 @@ def serve(
         "enable_prefix_caching": enable_prefix_caching,
         "max_logprobs": max_logprobs,
         "seed": seed,
+        "speculative_config": None if speculative_config is None else _object(speculative_config),
         "limit_mm_per_prompt": None if limit_mm_per_prompt is None else picture_limit(limit_mm_per_prompt),
     }
     given.update(
@@ -377,6 +384,18 @@ def refuse_parallelism(sizes: dict[str, int], node_rank: int, dist_init_addr: st
 def _names(given: list[str]) -> tuple[str, ...]:
     """Values that are given one by one, or several with commas between."""
     return tuple(name.strip() for one in given for name in one.split(",") if name.strip())
+
+
+def _object(text: str) -> dict[str, Any]:
+    from step3.errors import Step3Error
+
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise Step3Error(f"--speculative-config must be a JSON object, found {text!r}")
+    return value
 
 
 def picture_limit(text: str) -> dict[str, int]:
