@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from jinja2 import TemplateError
 from PIL import Image
 
 from step3.cluster.async_llm import ClusterLLM
@@ -18,6 +19,7 @@ from step3.engine.outputs import CompletionOutput, Logprob, RequestOutput
 from step3.engine.request import RequestError
 from step3.engine.sampling.params import RequestOutputKind, SamplingParams
 from step3.engine.sampling.tool_grammar import tool_call_form
+from step3.errors import Step3Error
 from step3.model.pictures import FORMATS, PictureError
 from step3.server.literal_text import LiteralText
 from step3.server.reasoning import THINK, THINK_END
@@ -169,7 +171,12 @@ class EngineService:
         for message in asked["messages"]:
             self._check_pictures(message)
         messages, tools = self._text.protect(asked["messages"]), self._text.protect(asked["tools"])
-        prompt: Any = await self._llm.render_chat(messages, tools, **asked["template"])
+        try:
+            prompt: Any = await self._llm.render_chat(messages, tools, **asked["template"])
+        except (TemplateError, ValueError) as error:
+            if isinstance(error, Step3Error):
+                raise
+            raise RequestError("the model's chat template cannot take these messages") from None
         self._check_characters(prompt["prompt"])
         return self._text.encode(prompt["prompt"]), prompt["multi_modal_data"]["image"]
 
