@@ -196,7 +196,7 @@ class _ShownAnswer:
         tokens, seconds = self._tokens or self._pieces, self._last - self._first
         if tokens > 1 and seconds > 0:
             notes.append(f"{(tokens - 1) / seconds:,.0f} tokens/s")
-        notes.append(f"{tokens:,} tokens")
+        notes.append(f"{tokens:,} token{'' if tokens == 1 else 's'}")
         if reason == "length":
             notes.append("cut off at the longest answer allowed")
         elif reason == "stopped":
