@@ -1,4 +1,4 @@
-# Two commands do everything: `make demo` and `make test`. Each sets up what it needs.
+# Two commands do everything: `make serve` and `make test`. Each sets up what it needs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -24,7 +24,7 @@ $(VENV)/.dev: $(VENV)/.run
 demo: $(VENV)/.run  ## Set up, draw a picture and let the bundled Step3 answer a question about it
 	@$(BIN)/step3 demo
 
-serve: $(VENV)/.run  ## Set up and serve the bundled model to OpenAI clients at http://127.0.0.1:8000/v1
+serve: $(VENV)/.run  ## Set up and serve the bundled model: a page at http://127.0.0.1:8000 and OpenAI's API
 	@$(INSTALL) -e '.[server,structured]'
 	@$(BIN)/step3 serve
 

@@ -453,7 +453,8 @@ def _show_banner(console: Console, config: ServerConfig, url: str, supervisor: S
 
     info = supervisor.info
     names = ", ".join(config.served_model_names)
-    console.print(f"[bold]Step3[/] serves [bold]{escape(names)}[/] at [bold cyan]{url}/v1[/]")
+    console.print(f"[bold]Step3[/] serves [bold]{escape(names)}[/]: open [bold cyan]{url}[/] in a browser")
+    console.print(f"  for OpenAI clients {url}/v1; what a deployment costs: {url}/planner")
     console.print(f"  {info['max_num_seqs']} answers of {info['max_model_len']:,} tokens on {info['device']}")
     console.print(f"  {info['memory']}")
     keys = "requests need an API key" if config.api_keys else "anybody who reaches it may ask"
