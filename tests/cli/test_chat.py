@@ -88,10 +88,16 @@ def test_ctrl_c_stops_the_answer_and_not_the_program() -> None:
 
 
 def test_a_question_that_failed_is_not_asked_again() -> None:
-    source = Scripted([ChatError("no room")], said("fine"))
-    shown = talk(source, "one", "two")
-    assert "no room" in shown
-    assert [turn.text for turn in source.asked[1]] == ["two"]
+    source = Scripted([ChatError("no room")], [ChatError("no room")], said("fine"))
+    shown = talk(source, "one", "/again", "two")
+    assert shown.count("no room") == 2
+    assert [[turn.text for turn in turns] for turns in source.asked] == [["one"], ["one"], ["two"]]
+
+
+def test_what_came_before_a_failure_is_part_of_the_conversation() -> None:
+    source = Scripted([Delta(content="half"), ChatError("broke off")], said("fine"))
+    talk(source, "one", "two")
+    assert [turn.text for turn in source.asked[1]] == ["one", "half", "two"]
 
 
 def test_what_a_model_writes_cannot_drive_the_terminal() -> None:
@@ -178,6 +184,7 @@ def test_a_server_answers_with_its_own_model_and_the_given_parameters() -> None:
         ([chunk(content="a"), {"error": {"message": "engine died"}}], "engine died"),
         ([chunk(content="a"), OSError()], "ended before the answer did"),
         ([chunk(content="a"), usage(1, 1)], "ended before the answer did"),
+        ([chunk(content="a"), b"{"], "no JSON"),
     ],
 )
 def test_a_servers_failures_are_told_and_the_chat_goes_on(script: Any, told: str) -> None:

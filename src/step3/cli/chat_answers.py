@@ -108,10 +108,7 @@ class ServerAnswers:
         self._base = self.url.rstrip("/").removesuffix("/v1")
         if not self.name:
             with self._open("/v1/models", None) as response:
-                models = json.loads(response.read(_MOST_EVENT_BYTES)).get("data") or []
-            if not models:
-                raise ChatError(f"{self.url} serves no model")
-            self.name = str(models[0]["id"])
+                self.name = _first_model(response.read(_MOST_EVENT_BYTES), self.url)
 
     def answer(self, turns: Sequence[Turn]) -> Iterator[Delta]:
         body = {
@@ -142,6 +139,16 @@ class ServerAnswers:
             raise ChatError(f"{self.url} cannot be reached: {reason}") from None
 
 
+def _first_model(listed: bytes, url: str) -> str:
+    try:
+        models = json.loads(listed)["data"]
+        return str(models[0]["id"])
+    except (ValueError, KeyError, TypeError):
+        raise ChatError(f"{url} does not speak OpenAI's API: /v1/models names no models") from None
+    except IndexError:
+        raise ChatError(f"{url} serves no model") from None
+
+
 def _told(error: urllib.error.HTTPError) -> str:
     """What a server's error says."""
     with suppress(ValueError, KeyError, TypeError, AttributeError):
@@ -157,7 +164,10 @@ def _events(response: Any) -> Iterator[dict[str, Any]]:
             continue
         if data == b"[DONE]":
             return
-        event = json.loads(data)
+        try:
+            event = json.loads(data)
+        except ValueError:
+            raise ChatError("the server sent what is no JSON in the middle of the answer") from None
         if "error" in event:
             raise ChatError(f"the answer failed: {event['error'].get('message', event['error'])}")
         yield event
