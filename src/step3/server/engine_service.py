@@ -45,9 +45,9 @@ class EngineService:
         """
         kind = ClusterLLM if wants_cluster(options) else AsyncLLM
         self._llm: AsyncLLM | ClusterLLM = kind(**options, max_waiting=max_waiting)
-        if isinstance(self._llm, AsyncLLM) and self._llm.config.device == "cpu":
-            if self._llm.memory.weights < _ONE_THREAD_BYTES:
-                self._llm.set_threads(1)
+        is_small = self._llm.config.device == "cpu" and self._llm.memory.weights < _ONE_THREAD_BYTES
+        if is_small and isinstance(self._llm, AsyncLLM):
+            self._llm.set_threads(1)
         self._tokenizer = self._llm.get_tokenizer()
         self._table = TokenTable.of(self._tokenizer)
         self._text = LiteralText(self._tokenizer)
