@@ -69,7 +69,7 @@ class Scripted:
         script: list[Any] = [{"in_reasoning": True}]
         for piece in pieces:
             script.append([7, 3, [[0, piece, 1, None, None]]] if isinstance(piece, str) else piece)
-        self.engine.scripts["chat"] = [*script, [7, 3, [[0, "", 1, "stop", None]]]]
+        self.engine.scripts["chat"] = [*script, [7, 3, [[0, "", 1, 0, "stop", None, None]]]]
 
     def release(self, event: asyncio.Event) -> None:
         self._loop.call_soon_threadsafe(event.set)
