@@ -66,7 +66,7 @@ def test_a_request_that_does_not_come_is_not_waited_for(sent: bytes) -> None:
 
 def test_headers_without_end_are_not_read_on() -> None:
     async def run() -> bytes:
-        async with connected(head_bytes=2000) as (reader, writer):
+        async with connected(head_bytes=2000, head_seconds=10 * PATIENCE) as (reader, writer):
             writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * 1000)
             return await ends(reader)
 

@@ -50,11 +50,11 @@ def limited(limits: ConnectionLimits) -> type[asyncio.Protocol]:
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
+            super().data_received(data)
             if self._head_bytes is not None:
                 self._head_bytes += len(data)
-            super().data_received(data)
-            if self._head_bytes is not None and self._head_bytes > limits.head_bytes:
-                self.transport.abort()
+                if self._head_bytes > limits.head_bytes:
+                    self.transport.abort()
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
