@@ -175,6 +175,16 @@ class Checkpoint:
                 views[spec.scale_name] = files.view(self.tensors[spec.scale_name], scale_box(box))
         return views
 
+    def map_or_load(self, part: Part | None = None) -> tuple[dict[str, Tensor], bool]:
+        """The tensors of a part as stored, and whether they are views as `map` gives them.
+
+        Not every writer aligns its tensors; those that cannot be mapped are read.
+        """
+        try:
+            return self.map(part), True
+        except CheckpointError:
+            return self.load(part), False
+
     def _select(self, part: Part) -> list[tuple[TensorSpec, tuple[range, ...]]]:
         count = self.config.text.num_hidden_layers
         if part.layers and not 0 <= min(part.layers) <= max(part.layers) < count:

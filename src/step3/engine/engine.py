@@ -20,6 +20,7 @@ from step3.engine.kv_store import KVStore
 from step3.engine.lane import Lane, StepResult
 from step3.engine.memory import MemoryPlan, open_device, plan_memory
 from step3.engine.network import Network
+from step3.engine.packed_decoder import PackedDecoder, PackedDecoderWeights, attention_shape
 from step3.engine.pictures import PictureEncoder
 from step3.engine.prefix_cache import PrefixCache
 from step3.engine.progress import flush
@@ -30,6 +31,8 @@ from step3.engine.statistics import Statistics, StatisticsRecorder
 from step3.engine.vision import VisionTower
 from step3.errors import Step3Error
 from step3.ffn import FFNCall, FFNShard
+from step3.kernels.cpu import open_library
+from step3.kernels.cpu.attention import AttentionShape
 
 if TYPE_CHECKING:
     from step3.model.image_processing_step3 import Step3ImageProcessor
@@ -73,7 +76,14 @@ class Engine:
         self.network = network
         device = open_device(config.device)
         dtype = activation_dtype(config, checkpoint)
-        weights = DecoderWeights.load(checkpoint, dtype, device)
+        kv_dtype = dtype if config.kv_cache_dtype == "auto" else _kv_dtype(config.kv_cache_dtype)
+        shape = attention_shape(network, kv_dtype, config.block_size)
+        library = open_library() if _is_for_kernels(shape, dtype, device) else None
+        weights = (
+            DecoderWeights.load(checkpoint, dtype, device)
+            if library is None
+            else PackedDecoderWeights.load(checkpoint, library)
+        )
         self.ffn = FFNShard.load(checkpoint, dtype, device) if holds_ffn else None
         held = weights.nbytes + (self.ffn.nbytes if self.ffn else 0)
         pictures = None
@@ -81,10 +91,14 @@ class Engine:
             tower = VisionTower.load(checkpoint, network.vision, dtype, device)
             pictures = PictureEncoder(tower, image_processor, config.picture_cache_bytes)
             held += tower.nbytes
-        kv_dtype = dtype if config.kv_cache_dtype == "auto" else _kv_dtype(config.kv_cache_dtype)
         self.memory: MemoryPlan = plan_memory(config, network.sizes, network.max_positions, held, kv_dtype)
         blocks, block_size = self.memory.num_blocks, config.block_size
-        decoder = Decoder(network, weights, KVStore(network.sizes, blocks, block_size, kv_dtype, device))
+        store = KVStore(network.sizes, blocks, block_size, kv_dtype, device)
+        decoder = (
+            PackedDecoder(network, weights, store, shape)
+            if isinstance(weights, PackedDecoderWeights)
+            else Decoder(network, weights, store)
+        )
         prefixes = None
         if config.enable_prefix_caching:
             prefixes = PrefixCache(block_size, key=secrets.token_bytes(32))
@@ -102,7 +116,7 @@ class Engine:
         self,
         config: EngineConfig,
         num_lanes: int,
-        decoder: Decoder,
+        decoder: Decoder | PackedDecoder,
         pictures: PictureEncoder | None,
         device: torch.device,
     ) -> Lane:
@@ -112,8 +126,7 @@ class Engine:
         fill = None if drafter is None else drafter.fill
         share = self._share if num_lanes > 1 else None
         scheduler = Scheduler(self._cache, self._waiting, seats, tokens, longest, fill, share)
-        heads, most = self.network.sizes.num_attention_heads, self._cache.blocks_for(longest)
-        builder = BatchBuilder(seats, most, config.block_size, heads, device, pictures)
+        builder = BatchBuilder(seats, self._cache.blocks_for(longest), config.block_size, device, pictures)
         return Lane(scheduler, self._cache, builder, decoder, device, drafter)
 
     @property
@@ -256,6 +269,10 @@ def activation_dtype(config: EngineConfig, checkpoint: Checkpoint) -> torch.dtyp
         return getattr(torch, config.dtype)
     stored = checkpoint.tensors["model.norm.weight"].dtype
     return {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}[stored]
+
+
+def _is_for_kernels(shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> bool:
+    return device.type == "cpu" and dtype == torch.bfloat16 and shape.problem() is None
 
 
 def _kv_dtype(name: str) -> torch.dtype:

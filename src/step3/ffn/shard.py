@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +11,11 @@ from torch import Tensor
 from step3.checkpoint import Checkpoint, Part
 from step3.ffn.call import FFNCall
 from step3.ffn.split import WHOLE, Piece
+from step3.kernels.cpu import Library, open_library
+from step3.kernels.cpu.ffn import PackedFFN, PackedSwiGLU
+from step3.kernels.cpu.packing import Arena, Workspace
 from step3.kernels.experts import SwiGLU, experts_swiglu, swiglu
-from step3.kernels.linear import BlockFp8, Weight, fuse
+from step3.kernels.linear import BlockFp8, Weight, fuse, stored_weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +35,7 @@ class LayerFFN:
 class FFNShard:
     """Computes calls with the part of every FFN that it holds."""
 
-    def __init__(self, layers: list[LayerFFN]) -> None:
+    def __init__(self, layers: Sequence[LayerFFN | PackedFFN]) -> None:
         self._layers = layers
 
     @classmethod
@@ -50,6 +53,8 @@ class FFNShard:
         """
         sizes = checkpoint.config.text
         first = piece.experts.start if piece.experts else 0
+        if dtype == torch.bfloat16 and torch.device(device).type == "cpu" and (library := open_library()):
+            return cls(_packed_layers(checkpoint, library, piece, first))
 
         def read(part: Part | None, name: str) -> SwiGLU | None:
             return _swiglu(checkpoint.load(part, dtype=dtype, device=device), name) if part else None
@@ -67,11 +72,16 @@ class FFNShard:
     @property
     def nbytes(self) -> int:
         """Memory of the weights."""
-        return sum(weight.nbytes for layer in self._layers for weight in _weights(layer))
+        return sum(
+            layer.nbytes if isinstance(layer, PackedFFN) else sum(weight.nbytes for weight in _weights(layer))
+            for layer in self._layers
+        )
 
     def forward(self, call: FFNCall) -> Tensor:
         """The shard's part of the layer's output, `[tokens, hidden]` in the dtype of `call.x`."""
         ffn = self._layers[call.layer]
+        if isinstance(ffn, PackedFFN):
+            return ffn.forward(call.x, call.expert_ids, call.expert_weights)
         always = None if ffn.always is None else swiglu(call.x, ffn.always)
         if ffn.experts is None or call.expert_ids is None or call.expert_weights is None:
             return torch.zeros_like(call.x) if always is None else always
@@ -96,3 +106,32 @@ def _weights(layer: LayerFFN) -> Iterator[Weight]:
     for ffn in (layer.always, layer.experts):
         if ffn is not None:
             yield from (*ffn.gate_up, ffn.down)
+
+
+def _packed_layers(checkpoint: Checkpoint, library: Library, piece: Piece, first: int) -> list[PackedFFN]:
+    """A piece of every layer, packed straight from the mapped files where their data is aligned."""
+    sizes = checkpoint.config.text
+    arena, workspace = Arena(library), Workspace(library)
+
+    def read(part: Part | None, name: str) -> PackedSwiGLU | None:
+        if part is None:
+            return None
+        tensors, is_mapped = checkpoint.map_or_load(part)
+        if f"{name}.down_proj.weight" not in tensors:
+            return None
+        gate, up, down = (
+            stored_weight(tensors, f"{name}.{projection}.weight")
+            for projection in ("gate_proj", "up_proj", "down_proj")
+        )
+        return PackedSwiGLU.pack(arena, gate, up, down, release=is_mapped)
+
+    layers = []
+    for layer in range(sizes.num_hidden_layers):
+        at = f"model.layers.{layer}"
+        if layer in sizes.moe_layers:
+            shared = read(piece.always_part(layer, sizes.share_expert_dim), f"{at}.share_expert")
+            layers.append(PackedFFN(workspace, shared, read(piece.routed_part(layer), f"{at}.moe"), first))
+        else:
+            always = read(piece.always_part(layer, sizes.intermediate_size), f"{at}.mlp")
+            layers.append(PackedFFN(workspace, always))
+    return layers

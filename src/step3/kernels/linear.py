@@ -5,7 +5,7 @@ Activations are never quantised: `linear(x, w)` is `x @ (q * scale).T` in the dt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -44,6 +44,12 @@ class BlockFp8:
 
 Weight: TypeAlias = Tensor | BlockFp8
 """A matrix `[rows, columns]`, or one for each expert `[experts, rows, columns]`."""
+
+
+def stored_weight(tensors: Mapping[str, Tensor], name: str) -> Weight:
+    """A checkpoint's weight by its name, with the scales that stand beside it where it is block-fp8."""
+    scale = tensors.get(f"{name}_scale_inv")
+    return tensors[name] if scale is None else BlockFp8(tensors[name], scale)
 
 
 def expand(weight: Weight, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,140 @@
+"""The decoder on the CPU kernels: packed weights, a layer's attention side in one call.
+
+The hidden states stay in float32 between the layers; what is multiplied is bfloat16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from step3.checkpoint import Checkpoint, Part
+from step3.checkpoint.layout import Kind
+from step3.engine.batch import Batch
+from step3.engine.kv_store import KVStore
+from step3.engine.network import Network
+from step3.ffn.call import FFNCall
+from step3.kernels.cpu import Library
+from step3.kernels.cpu.attention import (
+    AttentionShape,
+    PackedAttention,
+    PackedLayers,
+    PackedStep,
+    final_norm,
+    packed_linear,
+)
+from step3.kernels.cpu.packing import Arena, Packed, Workspace, pack
+from step3.kernels.linear import Weight, stored_weight
+from step3.kernels.rotary import cos_sin, inverse_frequencies
+
+
+def attention_shape(network: Network, kv_dtype: torch.dtype, block_size: int) -> AttentionShape:
+    """What the kernels need to know of the network."""
+    sizes = network.sizes
+    return AttentionShape(
+        hidden=sizes.hidden_size,
+        share_q=sizes.share_q_dim,
+        heads=sizes.num_attention_heads,
+        head_dim=sizes.head_dim,
+        eps=network.rms_norm_eps,
+        kv_dtype=kv_dtype,
+        block_size=block_size,
+        experts=sizes.moe_num_experts,
+        top_k=sizes.moe_top_k,
+        renormalise=network.norm_expert_weight,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class PackedDecoderWeights:
+    """What an attention instance holds, packed; see `DecoderWeights`."""
+
+    embedding: Tensor
+    layers: tuple[PackedAttention, ...]
+    norm: Tensor
+    head: Packed
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, library: Library) -> PackedDecoderWeights:
+        """Packs layer by layer, straight from the mapped files where their data is aligned."""
+        arena = Arena(library)
+        embedding = checkpoint.load(Part(frozenset({Kind.EMBEDDING})), dtype=torch.bfloat16)
+        ends, is_mapped = checkpoint.map_or_load(Part(frozenset({Kind.LM_HEAD})))
+        layers = []
+        norm = None
+        for layer in range(checkpoint.config.text.num_hidden_layers):
+            kinds = frozenset({Kind.ATTENTION, Kind.ROUTER, Kind.NORM})
+            tensors, release = checkpoint.map_or_load(Part(kinds, range(layer, layer + 1)))
+            norm = tensors["model.norm.weight"]
+            layers.append(_layer(arena, tensors, f"model.layers.{layer}.", release))
+        assert norm is not None, "a decoder has layers"
+        head = pack(arena, (ends["lm_head.weight"],), release=is_mapped)
+        return cls(embedding["model.embed_tokens.weight"], tuple(layers), norm.float(), head)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the weights."""
+        ends = self.embedding.nbytes + self.norm.nbytes + self.head.nbytes
+        return ends + sum(layer.nbytes for layer in self.layers)
+
+
+def _layer(arena: Arena, tensors: dict[str, Tensor], at: str, release: bool) -> PackedAttention:
+    def weight(projection: str) -> Weight:
+        return stored_weight(tensors, f"{at}self_attn.{projection}.weight")
+
+    return PackedAttention(
+        arena,
+        (weight("q_proj"), weight("k_proj"), weight("v_proj")),
+        weight("wq"),
+        weight("o_proj"),
+        (
+            tensors[f"{at}input_layernorm.weight"],
+            tensors[f"{at}self_attn.inter_norm.weight"],
+            tensors[f"{at}post_attention_layernorm.weight"],
+        ),
+        tensors.get(f"{at}moe.gate.weight"),
+        release=release,
+    )
+
+
+class PackedDecoder:
+    """`Decoder` on the CPU kernels."""
+
+    def __init__(
+        self, network: Network, weights: PackedDecoderWeights, store: KVStore, shape: AttentionShape
+    ) -> None:
+        self._weights = weights
+        self._library = weights.head.arena.library
+        self._layers = PackedLayers(shape, Workspace(self._library))
+        self._pages = [store.layer(index) for index in range(len(weights.layers))]
+        self._frequencies, self._attention_factor = inverse_frequencies(
+            shape.head_dim, network.rope_theta, network.rope_scaling, torch.device("cpu")
+        )
+
+    def decode(self, batch: Batch) -> Generator[FFNCall, Tensor, Tensor]:
+        """Runs a batch through all layers; as `Decoder.decode`."""
+        hidden = self._embed(batch)
+        angles = cos_sin(batch.positions, self._frequencies, self._attention_factor)
+        step = PackedStep(batch.slots, *angles, batch.paging)
+        answer: Tensor | None = None
+        for index, layer in enumerate(self._weights.layers):
+            keys, values = self._pages[index]
+            call = FFNCall(index, *self._layers.attend(layer, step, keys, values, hidden, answer))
+            answer = (yield call).to(torch.bfloat16)
+        assert answer is not None, "a decoder has layers"
+        return final_norm(self._library, hidden, answer, self._weights.norm, self._layers.shape.eps)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`[rows, hidden]` after the final norm → `[rows, vocabulary]` float32."""
+        return packed_linear(hidden, self._weights.head, self._layers.workspace)
+
+    def _embed(self, batch: Batch) -> Tensor:
+        """`[tokens, hidden]` float32."""
+        hidden = F.embedding(batch.tokens, self._weights.embedding).float()
+        for rows, features in batch.features:
+            hidden.index_copy_(0, rows, features.float())
+        return hidden

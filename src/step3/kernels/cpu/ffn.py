@@ -1,0 +1,102 @@
+"""A layer's FFN on packed weights: the routed experts, and what every token uses."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from step3.kernels.cpu.library import FFN, Matrix, num_threads
+from step3.kernels.cpu.packing import Arena, Packed, Workspace, pack
+from step3.kernels.linear import Weight
+
+
+@dataclass(frozen=True, eq=False)
+class PackedSwiGLU:
+    """`SwiGLU`, packed: gate and up strip by strip beside each other, and down."""
+
+    gate_up: Packed
+    down: Packed
+
+    @classmethod
+    def pack(
+        cls, arena: Arena, gate: Weight, up: Weight, down: Weight, *, release: bool = False
+    ) -> PackedSwiGLU:
+        """Of one FFN, or of a stack of experts; see `pack`."""
+        gate_up = pack(arena, (gate, up), interleave=True, release=release)
+        return cls(gate_up, pack(arena, (down,), release=release))
+
+    @property
+    def nbytes(self) -> int:
+        return self.gate_up.nbytes + self.down.nbytes
+
+
+class PackedFFN:
+    """The FFN of a layer, or a shard's part of it.
+
+    Args:
+        always: dense FFN or shared expert, or None.
+        experts: routed experts, or None.
+        first: number of the first of `experts`.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        always: PackedSwiGLU | None,
+        experts: PackedSwiGLU | None = None,
+        first: int = 0,
+    ) -> None:
+        self._held = [ffn for ffn in (always, experts) if ffn is not None]
+        self._has_experts = experts is not None
+        self._workspace = workspace
+        nothing = Matrix()
+        hidden = self._held[0].gate_up.columns if self._held else 0
+        self._struct = FFN(
+            always.gate_up.matrix if always else nothing,
+            always.down.matrix if always else nothing,
+            experts.gate_up.matrix if experts else nothing,
+            experts.down.matrix if experts else nothing,
+            first,
+            experts.down.experts if experts else 0,
+            hidden,
+        )
+        self._reference = ctypes.byref(self._struct)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(ffn.nbytes for ffn in self._held)
+
+    def forward(self, x: Tensor, ids: Tensor | None, weights: Tensor | None) -> Tensor:
+        """The part of the layer's output that these weights give.
+
+        Args:
+            x: `[tokens, hidden]` bfloat16.
+            ids: `[tokens, k]` int64, counted over all experts, or None.
+            weights: `[tokens, k]` float32, or None.
+
+        Returns:
+            `[tokens, hidden]` bfloat16.
+        """
+        if not self._held or (ids is None and len(self._held) == self._has_experts) or not len(x):
+            return torch.zeros_like(x)
+        x, out = x.contiguous(), torch.empty_like(x)
+        chosen = weighed = None
+        top_k = 0
+        if ids is not None and weights is not None and self._has_experts:
+            ids, weights = ids.contiguous(), weights.contiguous()
+            chosen, weighed, top_k = ids.data_ptr(), weights.data_ptr(), ids.shape[1]
+        self._held[0].gate_up.arena.library.c.step3_ffn_forward(
+            self._workspace.pointer,
+            num_threads(),
+            self._reference,
+            x.data_ptr(),
+            x.shape[0],
+            chosen,
+            weighed,
+            top_k,
+            out.data_ptr(),
+        )
+        return out

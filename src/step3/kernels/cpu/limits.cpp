@@ -1,0 +1,55 @@
+// What the machine can do at most, measured: the lines that the benchmark's figures are held against.
+#include <chrono>
+#include "tile.h"
+
+using namespace step3;
+
+static double now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+extern "C" double step3_read_bandwidth(const char *memory, int64_t bytes, int64_t threads) {
+    double begin = now();
+    volatile float sink = 0;
+#pragma omp parallel num_threads((int)threads)
+    {
+        const int64_t share = bytes / threads / 4096 * 4096;
+        const char *at = memory + omp_get_thread_num() * share;
+        Floats sums[8];
+        for (auto &sum : sums) sum = zero();
+        for (int64_t i = 0; i < share; i += 8 * LANES * 4) {
+            for (int j = 0; j < 8; j++) {
+                Floats x = load((const float *)(at + i) + j * LANES);
+                sums[j] = multiply_add(x, x, sums[j]);
+            }
+            for (int64_t line = 0; line < 8 * LANES * 4; line += 64) _mm_prefetch(at + i + AHEAD + line, _MM_HINT_T0);
+        }
+        float out[LANES];
+        for (auto &sum : sums) {
+            store(out, sum);
+            sink = sink + out[0];
+        }
+    }
+    return (double)(bytes / threads / 4096 * 4096 * threads) / (now() - begin) / 1e9;
+}
+
+extern "C" double step3_peak_flops(int64_t threads, double seconds) {
+    double begin = now();
+    int64_t total = 0;
+#pragma omp parallel num_threads((int)threads) reduction(+ : total)
+    {
+        // A product whose operands stay in registers and the first-level cache.
+        alignas(64) static thread_local char panel[64 * 128];
+        alignas(64) static thread_local uint32_t a[64 * ROWS];
+        alignas(64) float out[TILE * PANEL];
+        memset(panel, 0, sizeof panel);
+        memset(a, 0, sizeof a);
+        Product p{a, ROWS, panel, 64, nullptr, panel, 0, out};
+        while (now() - begin < seconds)
+            for (int i = 0; i < 1000; i++) {
+                multiply_panel<ROWS, Bf16>(p);
+                total += 64 * ROWS * PANEL * 4;
+            }
+    }
+    return (double)total / (now() - begin) / 1e9;
+}

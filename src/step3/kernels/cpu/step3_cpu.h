@@ -1,0 +1,100 @@
+// The library's plain C interface, as step3/kernels/cpu/library.py declares it to ctypes.
+// Sizes are in elements, strides too, unless a name says bytes. "float" is float32; bf16 is its upper half.
+#pragma once
+#include <cstdint>
+
+extern "C" {
+
+// A matrix [rows, columns] of weights as the kernels read it: see tile.h. A stack of experts is one matrix
+// behind the other, each of `bytes` bytes and `num_scales` scales.
+struct step3_matrix {
+    const char *panels;
+    const float *scales;  // null for bf16; else [panel][128 columns][2 strips]
+    int64_t num_panels;   // of 32 rows
+    int64_t pairs;        // of columns, padded
+    int64_t rows;         // that count; the last panel may have more
+    int64_t bytes;
+    int64_t num_scales;
+};
+
+// Rows of a matrix as they are stored.
+enum { STEP3_BF16 = 0, STEP3_F32 = 1, STEP3_F16 = 2, STEP3_FP8 = 3 };
+struct step3_source {
+    const void *data;
+    int64_t rows;
+    int64_t stride;      // from row to row
+    int64_t type;
+    const float *scales;  // of blocks of 128 x 128, for FP8
+    int64_t scale_stride;
+};
+
+// What of a layer the attention side holds. Norms are float32; router is bf16 [experts, hidden] or null.
+struct step3_attention {
+    const float *input_norm, *inter_norm, *ffn_norm;
+    const uint16_t *router;
+    step3_matrix qkv, wq, o_proj;
+};
+
+struct step3_shape {
+    int64_t hidden, share_q, heads, head_dim, experts, top_k, renormalise, block_size, kv_fp8;
+    float eps, scale;
+};
+
+// The tokens of a step, and where their keys and values lie.
+struct step3_batch {
+    int64_t tokens, sequences;
+    const float *cos, *sin;      // [tokens, head_dim / 2]
+    const int64_t *slots;        // [tokens]
+    const int64_t *lengths;      // [sequences] new tokens
+    const int64_t *contexts;     // [sequences] all tokens
+    const int64_t *tables;       // [.., table_stride] blocks
+    const int64_t *table_rows;   // [sequences]
+    int64_t table_stride;
+};
+
+struct step3_ffn {
+    step3_matrix always_gate_up, always_down;  // panels null: none
+    step3_matrix gate_up, down;                // of the first expert
+    int64_t first, experts, hidden;
+};
+
+struct Workspace;
+Workspace *step3_workspace_new();
+void step3_workspace_free(Workspace *);
+
+void *step3_allocate(int64_t bytes);
+void step3_free(void *memory, int64_t bytes);
+
+// Packs `count` sources below each other, or two of equally many rows strip by strip when `interleave`.
+// `release`: the sources are pages of a mapped file; give them back when they are done.
+void step3_pack(const step3_source *sources, int64_t count, int64_t columns, int64_t interleave,
+                const step3_matrix *to, int64_t release, int64_t threads);
+
+// out [rows, matrix rows] float = x [rows, columns] bf16 times the matrix, transposed.
+void step3_linear(Workspace *, int64_t threads, const step3_matrix *, const uint16_t *x, int64_t rows,
+                  int64_t columns, float *out);
+
+// hidden [tokens, hidden] float += answer (bf16, or null), then += attention. Writes normed x (bf16), and
+// ids [tokens, top_k] and weights where the layer has a router.
+void step3_attend_layer(Workspace *, int64_t threads, const step3_shape *, const step3_attention *,
+                        const step3_batch *, char *keys, char *values, float *hidden,
+                        const uint16_t *answer, uint16_t *x, int64_t *ids, float *weights);
+
+// out (bf16) = norm(hidden + answer)
+void step3_final_norm(const float *hidden, const uint16_t *answer, const float *norm, int64_t tokens,
+                      int64_t size, float eps, uint16_t *out);
+
+// out [tokens, hidden] bf16 = the part of the FFN that the weights hold.
+void step3_ffn_forward(Workspace *, int64_t threads, const step3_ffn *, const uint16_t *x, int64_t tokens,
+                       const int64_t *ids, const float *weights, int64_t top_k, uint16_t *out);
+
+// Attention alone, for tests and the benchmark: query [tokens, heads * head_dim] float.
+void step3_write_kv(const step3_shape *, int64_t tokens, const float *key, const float *value,
+                    int64_t stride, const int64_t *slots, char *keys, char *values);
+void step3_attend(Workspace *, int64_t threads, const step3_shape *, const step3_batch *, const char *keys,
+                  const char *values, const float *query, float *out);
+
+// The limits of this machine: GB/s read by all threads, and GFLOP/s of the widest product.
+double step3_read_bandwidth(const char *memory, int64_t bytes, int64_t threads);
+double step3_peak_flops(int64_t threads, double seconds);
+}

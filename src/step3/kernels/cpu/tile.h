@@ -1,0 +1,221 @@
+// The product that everything is made of: up to 12 rows of activations times a panel of 32 columns.
+//
+// Weights [rows, columns] lie in panels of 32 rows (32 columns of the product). A panel is two strips of 16
+// and holds, pair of columns after pair of columns, 16 + 16 pairs: two vectors of bf16, or one of fp8. So a
+// panel is read from front to back, whatever is multiplied. Activations lie in tiles of up to 12 rows, pair
+// after pair, a pair of each row: they too are read from front to back, and rows whose distance is a
+// multiple of 4096 bytes do not throw each other out of the cache.
+//
+// A row's sums are made in the same order however many rows stand beside it: answers do not depend on the
+// batch.
+#pragma once
+#include "step3_cpu.h"
+#include "team.h"
+#include "vectors.h"
+
+namespace step3 {
+
+constexpr int PANEL = 32;
+constexpr int STRIP = 16;
+constexpr int TILE = 12;                       // most rows of a tile
+constexpr int64_t BLOCK_PAIRS = 64;            // pairs that share a scale
+constexpr int VECTORS = PANEL / LANES;         // of a panel
+constexpr int64_t AHEAD = 4096;                // bytes to prefetch ahead of a stream
+constexpr int64_t ROWS_AT_ONCE = 16 * TILE;    // rows that pass a panel while it is in the cache
+
+// How `rows` rows are cut into tiles whose sizes differ by one at most.
+struct Tiles {
+    int64_t rows, count;
+    explicit Tiles(int64_t rows) : rows(rows), count((rows + TILE - 1) / TILE) {}
+    int64_t start(int64_t tile) const { return rows * tile / count; }
+    int size(int64_t tile) const { return (int)(start(tile + 1) - start(tile)); }
+    // The tile of a row.
+    int64_t of(int64_t row) const {
+        int64_t tile = row * count / rows;
+        while (start(tile + 1) <= row) tile++;
+        return tile;
+    }
+};
+
+// Where row `row` begins in packed activations, and the distance of its pairs.
+struct Place {
+    uint32_t *at;
+    int64_t step;
+    Place(uint32_t *packed, const Tiles &tiles, int64_t row, int64_t pairs) {
+        int64_t tile = tiles.of(row), start = tiles.start(tile);
+        step = tiles.size(tile);
+        at = packed + start * pairs + (row - start);
+    }
+};
+
+struct Bf16 {
+    static constexpr int64_t PAIR_BYTES = 128;  // of a panel
+    static constexpr int64_t STRIP_BYTES = 64;
+    void operator()(const char *first, const char *second, Operand (&b)[VECTORS]) const {
+        for (int v = 0; v < VECTORS / 2; v++) {
+            b[v] = operand(load_pairs(first + v * LANES * 4));
+            b[VECTORS / 2 + v] = operand(load_pairs(second + v * LANES * 4));
+        }
+    }
+};
+
+#if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
+struct Fp8 {
+    static constexpr int64_t PAIR_BYTES = 64;
+    Fp8Expander expand;
+    void operator()(const char *first, const char *, Operand (&b)[VECTORS]) const {
+        expand(first, b[0], b[1]);
+    }
+};
+#endif
+
+// sums[r] += rows r of `a` times the strips at `first` and `second`, which go on by `step` bytes a pair.
+// `ahead` is fetched into the cache meanwhile.
+template <int R, class Source>
+static inline __attribute__((always_inline)) void accumulate(Floats (&sums)[R][VECTORS],
+                                                             const Source &source, const uint32_t *a,
+                                                             int64_t row_step, const char *first,
+                                                             const char *second, int64_t step, int64_t pairs,
+                                                             const char *ahead, int64_t ahead_step) {
+    for (int64_t i = 0; i < pairs; i++) {
+        Operand b[VECTORS];
+        source(first, second, b);
+        _mm_prefetch(ahead, _MM_HINT_T0);
+        if (Source::PAIR_BYTES == 128) _mm_prefetch(ahead + 64, _MM_HINT_T0);
+#pragma GCC unroll 12
+        for (int r = 0; r < R; r++) {
+            Operand x = splat_pair(a + r);
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; v++) sums[r][v] = dot(sums[r][v], b[v], x);
+        }
+        a += row_step;
+        first += step;
+        second += step;
+        ahead += ahead_step;
+    }
+}
+
+template <int R>
+static inline __attribute__((always_inline)) void clear(Floats (&sums)[R][VECTORS]) {
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < VECTORS; v++) sums[r][v] = zero();
+}
+
+// A product of one tile; `out` is [rows][32] float.
+struct Product {
+    const uint32_t *a;
+    int64_t row_step;
+    const char *panel;
+    int64_t pairs;
+    const float *scales;  // [blocks][2] or null
+    const char *ahead;
+    int64_t ahead_step;
+    float *out;
+};
+
+template <int R, class Source>
+static void multiply_panel(const Product &p) {
+    Source source;
+    Floats sums[R][VECTORS];
+    if (!p.scales) {
+        clear(sums);
+        accumulate<R>(sums, source, p.a, p.row_step, p.panel, p.panel + 64, Source::PAIR_BYTES, p.pairs, p.ahead,
+                      p.ahead_step);
+        for (int r = 0; r < R; r++)
+            for (int v = 0; v < VECTORS; v++) store(p.out + r * PANEL + v * LANES, sums[r][v]);
+        return;
+    }
+    Floats totals[R][VECTORS];
+    clear(totals);
+    for (int64_t begin = 0, block = 0; begin < p.pairs; begin += BLOCK_PAIRS, block++) {
+        int64_t pairs = p.pairs - begin < BLOCK_PAIRS ? p.pairs - begin : BLOCK_PAIRS;
+        const char *at = p.panel + begin * Source::PAIR_BYTES;
+        clear(sums);
+        accumulate<R>(sums, source, p.a + begin * p.row_step, p.row_step, at, at + 64, Source::PAIR_BYTES, pairs,
+                      p.ahead + begin * p.ahead_step, p.ahead_step);
+        for (int v = 0; v < VECTORS; v++) {
+            Floats scale = splat(p.scales[2 * block + v * 2 / VECTORS]);
+            for (int r = 0; r < R; r++) totals[r][v] = multiply_add(sums[r][v], scale, totals[r][v]);
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < VECTORS; v++) store(p.out + r * PANEL + v * LANES, totals[r][v]);
+}
+
+// Calls `Function<R>::call(arguments...)` for groups of at most ROWS of a tile's rows.
+#define STEP3_EACH_ROWS(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12)
+
+template <class Source>
+static inline void multiply_tile(Product p, int rows) {
+    while (rows > 0) {
+        int now = rows < ROWS ? rows : ROWS;
+        switch (now) {
+#define STEP3_CASE(R)                                                \
+    case R:                                                          \
+        if constexpr (R <= ROWS) multiply_panel<R, Source>(p);       \
+        break;
+            STEP3_EACH_ROWS(STEP3_CASE)
+#undef STEP3_CASE
+        }
+        rows -= now;
+        p.a += now;
+        p.out += now * PANEL;
+    }
+}
+
+// All rows of packed activations, or tiles first..last of them, times panels begin..end of a matrix.
+// `keep(row, rows, panel, out)` gets each result: `rows` rows from `row` on, [rows][32].
+struct Factor {
+    const char *panels;
+    const float *scales;
+    int64_t pairs;
+    Factor(const step3_matrix &m, int64_t expert = 0)
+        : panels(m.panels + expert * m.bytes),
+          scales(m.scales ? m.scales + expert * m.num_scales : nullptr),
+          pairs(m.pairs) {}
+    int64_t panel_bytes() const { return pairs * (scales ? 64 : 128); }
+    int64_t blocks() const { return (pairs + BLOCK_PAIRS - 1) / BLOCK_PAIRS; }
+};
+
+template <class Keep>
+static inline void multiply(const Factor &m, const uint32_t *a, const Tiles &tiles, int64_t first, int64_t last,
+                            int64_t begin, int64_t end, Buffer &scratch, Keep keep) {
+    alignas(64) float out[TILE * PANEL];
+    const int64_t bytes = m.panel_bytes(), count = last - first;
+    const bool expands = m.scales && (!EXPANDS_FP8 || count > 2);
+    char *wide = expands ? scratch.get<char>(m.pairs * 128) : nullptr;
+    for (int64_t panel = begin; panel < end; panel++) {
+        const char *at = m.panels + panel * bytes;
+        Product p{nullptr, 0, at, m.pairs, nullptr, nullptr, 0, out};
+        if (m.scales) p.scales = m.scales + panel * m.blocks() * 2;
+        if (expands) {
+            expand_fp8(at, wide, m.pairs);
+            p.panel = wide;
+        }
+        for (int64_t tile = first; tile < last; tile++) {
+            const int64_t row = tiles.start(tile), nth = tile - first;
+            p.row_step = tiles.size(tile);
+            p.a = a + row * m.pairs;
+            // One tile: fetch what comes next in the stream. More: the first ones fetch the next panel.
+            const bool narrow = m.scales && !expands;
+            if (count == 1) {
+                p.ahead = at + AHEAD;
+                p.ahead_step = narrow ? 64 : bytes / m.pairs;
+            } else if (nth * m.pairs * 64 < bytes) {
+                p.ahead = at + bytes + nth * m.pairs * 64;
+                p.ahead_step = 64;
+            } else {
+                p.ahead = p.panel;
+                p.ahead_step = 0;
+            }
+#if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
+            if (narrow)
+                multiply_tile<Fp8>(p, (int)p.row_step);
+            else
+#endif
+                multiply_tile<Bf16>(p, (int)p.row_step);
+            keep(row, (int)p.row_step, panel, out);
+        }
+    }
+}
+}  // namespace step3
