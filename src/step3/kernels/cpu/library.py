@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.machinery
 import sys
-from ctypes import POINTER, c_char_p, c_double, c_float, c_int64, c_void_p
+from ctypes import POINTER, c_double, c_float, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path

@@ -31,41 +31,55 @@ static inline uint16_t bf16_at(const step3_source &source, int64_t index) {
     }
 }
 
+// Pairs of one row that are packed before the next row's: 64 bytes of each of 16 rows, so that what is read
+// and what is written stay in the first-level cache.
+constexpr int64_t PAIRS_AT_ONCE = 16;
+
 static void pack_strip_bf16(const StripOf &from, int64_t columns, int64_t pairs, char *to) {
-    for (int c = 0; c < STRIP; c++) {
-        char *place = to + 4 * c;
-        bool there = from.source && from.row + c < from.source->rows;
-        int64_t whole = there ? columns / 2 : 0, i = 0;
-        int64_t base = there ? (from.row + c) * from.source->stride : 0;
-        if (there && from.source->type == STEP3_BF16) {
-            const uint16_t *row = (const uint16_t *)from.source->data + base;
-            for (; i < whole; i++) memcpy(place + i * 128, row + 2 * i, 4);
-        } else {
-            for (; i < whole; i++) {
-                uint16_t pair[2] = {bf16_at(*from.source, base + 2 * i), bf16_at(*from.source, base + 2 * i + 1)};
-                memcpy(place + i * 128, pair, 4);
+    const int rows = from.source ? (int)std::clamp<int64_t>(from.source->rows - from.row, 0, STRIP) : 0;
+    for (int64_t begin = 0; begin < pairs; begin += PAIRS_AT_ONCE) {
+        const int64_t end = std::min(pairs, begin + PAIRS_AT_ONCE), whole = std::min(end, columns / 2);
+        for (int c = 0; c < STRIP; c++) {
+            char *place = to + 4 * c;
+            int64_t i = begin;
+            if (c < rows) {
+                const int64_t base = (from.row + c) * from.source->stride;
+                if (from.source->type == STEP3_BF16) {
+                    const uint16_t *row = (const uint16_t *)from.source->data + base;
+                    for (; i < whole; i++) memcpy(place + i * 128, row + 2 * i, 4);
+                } else {
+                    for (; i < whole; i++) {
+                        uint16_t pair[2] = {bf16_at(*from.source, base + 2 * i), bf16_at(*from.source, base + 2 * i + 1)};
+                        memcpy(place + i * 128, pair, 4);
+                    }
+                }
+                if (i < end && 2 * i < columns) {
+                    uint16_t pair[2] = {bf16_at(*from.source, base + 2 * i), 0};
+                    memcpy(place + i++ * 128, pair, 4);
+                }
             }
+            for (; i < end; i++) memset(place + i * 128, 0, 4);
         }
-        if (there && columns % 2) {
-            uint16_t pair[2] = {bf16_at(*from.source, base + columns - 1), 0};
-            memcpy(place + i++ * 128, pair, 4);
-        }
-        for (; i < pairs; i++) memset(place + i * 128, 0, 4);
     }
 }
 
 static void pack_strip_fp8(const StripOf &from, int64_t columns, int64_t pairs, int strip, char *to) {
-    for (int c = 0; c < STRIP; c++) {
-        char *place = to + fp8_place(strip * STRIP + c);
-        bool there = from.source && from.row + c < from.source->rows;
-        const uint8_t *row = there ? (const uint8_t *)from.source->data + (from.row + c) * from.source->stride : nullptr;
-        int64_t whole = there ? columns / 2 : 0, i = 0;
-        for (; i < whole; i++) memcpy(place + i * 64, row + 2 * i, 2);
-        if (there && columns % 2) {
-            uint8_t pair[2] = {row[columns - 1], 0};
-            memcpy(place + i++ * 64, pair, 2);
+    const int rows = from.source ? (int)std::clamp<int64_t>(from.source->rows - from.row, 0, STRIP) : 0;
+    for (int64_t begin = 0; begin < pairs; begin += 2 * PAIRS_AT_ONCE) {
+        const int64_t end = std::min(pairs, begin + 2 * PAIRS_AT_ONCE), whole = std::min(end, columns / 2);
+        for (int c = 0; c < STRIP; c++) {
+            char *place = to + fp8_place(strip * STRIP + c);
+            int64_t i = begin;
+            if (c < rows) {
+                const uint8_t *row = (const uint8_t *)from.source->data + (from.row + c) * from.source->stride;
+                for (; i < whole; i++) memcpy(place + i * 64, row + 2 * i, 2);
+                if (i < end && 2 * i < columns) {
+                    uint8_t pair[2] = {row[2 * i], 0};
+                    memcpy(place + i++ * 64, pair, 2);
+                }
+            }
+            for (; i < end; i++) memset(place + i * 64, 0, 2);
         }
-        for (; i < pairs; i++) memset(place + i * 64, 0, 2);
     }
 }
 }  // namespace step3
