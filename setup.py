@@ -1,7 +1,7 @@
 """Compiles the CPU kernels, once for each level of processor; everything else is in pyproject.toml.
 
-They are loaded with ctypes and use nothing of Python or torch. Where they cannot be compiled the install goes on:
-step3 then computes with torch alone.
+They are loaded with ctypes and use nothing of Python or torch. Where they cannot be compiled the install goes
+on: step3 then computes with torch alone.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class BuildKernels(build_ext):
             super().build_extension(ext)
         except Exception as error:
             self.warn(
-                f"{ext.name} was not compiled ({error}): without the CPU kernels, step3 computes with torch on the CPU, "
-                "which takes two to three times as long. They need g++ (Debian: apt install g++) and an x86-64 processor."
+                f"{ext.name} was not compiled ({error}): step3 computes with torch on the CPU, which takes two "
+                "to three times as long. The kernels need g++ (Debian: apt install g++) and x86-64."
             )
         finally:
             self.build_temp = shared

@@ -2,9 +2,9 @@
 
     python benchmarks/cpu.py CHECKPOINT --quantised BLOCK_FP8_CHECKPOINT --peer PYTHON_OF_VLLM
 
-The engines run as processes of their own and measure in turn, round after round; a ratio is the median of the
-rounds' ratios. Read bandwidth and the peak of bf16 products are measured in the same rounds, and so is what other
-processes took of the processor meanwhile.
+The engines run as processes of their own and measure in turn, round after round; a ratio is the median of
+the rounds' ratios. Read bandwidth and the peak of bf16 products are measured in the same rounds, and so is
+what other processes took of the processor meanwhile.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Engine:
         self._process.wait()
 
     def measure(self, case: Case, number: int) -> dict[str, float]:
-        """Prefill (where the prompts are new) and decode, tokens/s; and what others took meanwhile, in cores."""
+        """Prefill (where the prompts are new) and decode, tokens/s; and what others took, in cores."""
         assert self._process.stdin is not None
         before = self._processor_seconds()
         print(json.dumps([case.batch, case.prompt, case.new, number]), file=self._process.stdin, flush=True)
@@ -100,7 +100,7 @@ class Measured:
 
 
 def weights_of_step(sizes: TextSizes, tokens: int, item: float) -> tuple[float, float]:
-    """Bytes of weights that a step of `tokens` tokens is expected to read, and its multiplications times two."""
+    """Bytes of weights that a step of `tokens` tokens is expected to read, and its FLOP."""
     heads = sizes.num_attention_heads * sizes.head_dim
     attention = (
         sizes.hidden_size * (sizes.share_q_dim + 2 * sizes.head_dim + heads) + sizes.share_q_dim * heads

@@ -2,9 +2,9 @@
 
     python cpu_worker.py step3|vllm CHECKPOINT
 
-Both engines answer to the same calls of `LLM`. A case is `[batch, prompt, new, number]`: `batch` prompts of `prompt`
-tokens drawn from `number`, of which `new` tokens follow. Prefill is timed the first time only: afterwards the prompts
-are in the prefix cache, and the difference of two calls is the time of decoding.
+Both engines answer to the same calls of `LLM`. A case is `[batch, prompt, new, number]`: `batch` prompts of
+`prompt` tokens drawn from `number`, behind which `new` tokens follow. Prefill is timed the first time only:
+afterwards the prompts are in the prefix cache, and the difference of two calls is the time of decoding.
 """
 
 import json

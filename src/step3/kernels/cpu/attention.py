@@ -161,8 +161,8 @@ class PackedLayers:
             answer: `[tokens, hidden]` bfloat16, or None before the first layer.
 
         Returns:
-            What the FFN gets: normed activations `[tokens, hidden]` bfloat16, expert ids `[tokens, k]` int64 and
-            weights float32, or None in a layer without experts.
+            What the FFN gets: normed activations `[tokens, hidden]` bfloat16, expert ids `[tokens, k]` int64
+            and weights float32, or None in a layer without experts.
         """
         x = torch.empty(hidden.shape, dtype=torch.bfloat16)
         ids = weights = None

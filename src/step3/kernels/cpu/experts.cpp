@@ -4,6 +4,7 @@
 // SwiGLU is computed where the product ends: gate and up are packed strip by strip beside each other, so that
 // a panel's result holds 16 gates and their 16 ups, and 16 inner activations go straight into the tiles of
 // the next product.
+#include <algorithm>
 #include <vector>
 #include "rows.h"
 
@@ -14,41 +15,67 @@ namespace {
 // One expert and the rows that it computes.
 struct Job {
     Factor gate_up, down;
+    int64_t inner_panels, outer_panels;
     int64_t first;  // its first row among those of all jobs
     Tiles tiles;
     Chunks chunks;
-    Job(Factor gate_up, Factor down, int64_t first, int64_t rows)
-        : gate_up(gate_up), down(down), first(first), tiles(rows), chunks(tiles) {}
+    Job(const step3_matrix &gate_up, const step3_matrix &down, int64_t expert, int64_t first, int64_t rows)
+        : gate_up(gate_up, expert), down(down, expert), inner_panels(gate_up.num_panels),
+          outer_panels(down.num_panels), first(first), tiles(rows), chunks(tiles) {}
 };
 
-// Runs work(job, first tile, last tile, first panel, last panel) over the panels of all jobs.
-template <class Work>
-void over_panels(Worker &worker, const std::vector<Job> &jobs, int64_t (*panels_of)(const Job &, const step3_ffn &),
-                 const step3_ffn &ffn, Work work) {
-    int64_t total = 0;
-    for (const Job &job : jobs) total += job.chunks.count * panels_of(job, ffn);
-    worker.runs(total, [&](int64_t begin, int64_t end) {
+using Jobs = std::vector<Job>;
+
+// The panels of one of the two products, of all jobs after each other.
+struct Panels {
+    const Jobs &jobs;
+    Factor Job::*factor;
+    int64_t Job::*panels;
+
+    int64_t units() const {
+        int64_t total = 0;
+        for (const Job &job : jobs) total += job.chunks.count * (job.*panels);
+        return total;
+    }
+
+    // Runs work(job, chunk, first panel, last panel) for the units begin..end.
+    template <class Work>
+    void cover(int64_t begin, int64_t end, Work work) const {
         int64_t before = 0;
         for (const Job &job : jobs) {
-            const int64_t panels = panels_of(job, ffn), units = job.chunks.count * panels;
+            const int64_t own = job.*panels, units = job.chunks.count * own;
             while (begin < end && begin < before + units) {
-                const int64_t chunk = (begin - before) / panels, panel = (begin - before) % panels;
-                const int64_t last = std::min(panels, panel + (end - begin));
-                work(job, job.chunks.begin(chunk), job.chunks.begin(chunk + 1), panel, last);
+                const int64_t chunk = (begin - before) / own, panel = (begin - before) % own;
+                const int64_t last = std::min(own, panel + (end - begin));
+                work(job, chunk, panel, last);
                 begin += last - panel;
             }
             before += units;
         }
-    });
-}
+    }
 
-bool is_always(const Job &job, const step3_ffn &ffn) { return job.gate_up.panels == ffn.always_gate_up.panels; }
-int64_t inner_panels(const Job &job, const step3_ffn &ffn) {
-    return is_always(job, ffn) ? ffn.always_gate_up.num_panels : ffn.gate_up.num_panels;
-}
-int64_t outer_panels(const Job &job, const step3_ffn &ffn) {
-    return is_always(job, ffn) ? ffn.always_down.num_panels : ffn.down.num_panels;
-}
+    void expect(Worker &worker) const {
+        const int64_t share = worker.first_run(units()), begin = worker.id() * share;
+        bool is_first = true;
+        cover(begin, begin + share, [&](const Job &job, int64_t, int64_t panel, int64_t last) {
+            const int64_t bytes = (job.*factor).panel_bytes();
+            if (is_first) worker.expect((job.*factor).panels + panel * bytes, (last - panel) * bytes);
+            is_first = false;
+        });
+    }
+
+    // keep(job, row, rows, panel, sums) gets the results.
+    template <class Keep>
+    void run(Worker &worker, const uint32_t *a, int64_t pairs, Keep keep) const {
+        worker.runs(units(), [&](int64_t begin, int64_t end) {
+            cover(begin, end, [&](const Job &job, int64_t chunk, int64_t panel, int64_t last) {
+                multiply(job.*factor, a + job.first * pairs, job.tiles, job.chunks.begin(chunk),
+                         job.chunks.begin(chunk + 1), panel, last, worker.own(),
+                         [&](int64_t row, int count, int64_t at, const float *sums) { keep(job, row, count, at, sums); });
+            });
+        });
+    }
+};
 }  // namespace
 
 extern "C" void step3_ffn_forward(Workspace *workspace, int64_t threads, const step3_ffn *ffn, const uint16_t *x,
@@ -71,7 +98,7 @@ extern "C" void step3_ffn_forward(Workspace *workspace, int64_t threads, const s
     std::vector<Job> jobs;
     for (int64_t e = 0; e < experts; e++) {
         int64_t count = starts[(size_t)e + 1] - starts[(size_t)e];
-        if (count) jobs.emplace_back(Factor(ffn->gate_up, e), Factor(ffn->down, e), starts[(size_t)e], count);
+        if (count) jobs.emplace_back(ffn->gate_up, ffn->down, e, starts[(size_t)e], count);
     }
     for (int64_t i = 0; experts && i < tokens * top_k; i++) {
         int64_t expert = ids[i] - ffn->first;
@@ -80,7 +107,7 @@ extern "C" void step3_ffn_forward(Workspace *workspace, int64_t threads, const s
     }
     if (always) {
         for (int64_t t = 0; t < tokens; t++) token_of[chosen + t] = t;
-        jobs.emplace_back(Factor(ffn->always_gate_up), Factor(ffn->always_down), chosen, tokens);
+        jobs.emplace_back(ffn->always_gate_up, ffn->always_down, 0, chosen, tokens);
     }
     int64_t inner_pairs = 0;
     for (const Job &job : jobs) inner_pairs = std::max(inner_pairs, job.down.pairs);
@@ -88,7 +115,11 @@ extern "C" void step3_ffn_forward(Workspace *workspace, int64_t threads, const s
     uint32_t *inner = workspace->buffers[3].get<uint32_t>(rows * inner_pairs);
     float *outer = workspace->buffers[4].get<float>(rows * hidden);
 
+    const Panels inner_product{jobs, &Job::gate_up, &Job::inner_panels};
+    const Panels outer_product{jobs, &Job::down, &Job::outer_panels};
+
     run(*workspace, threads, [&](Worker &worker) {
+        inner_product.expect(worker);
         worker.each((rows + 15) / 16, [&](int64_t group) {
             const Job *job = jobs.data();
             for (int64_t row = group * 16; row < std::min(rows, group * 16 + 16); row++) {
@@ -97,28 +128,20 @@ extern "C" void step3_ffn_forward(Workspace *workspace, int64_t threads, const s
                 pack_bf16(x + token_of[row] * hidden, hidden, pairs, to);
             }
         });
-        over_panels(worker, jobs, inner_panels, *ffn, [&](const Job &job, int64_t first, int64_t last, int64_t begin, int64_t end) {
-            uint32_t *to = inner + job.first * inner_pairs;
-            const int64_t down_pairs = job.down.pairs;
-            multiply(job.gate_up, packed + job.first * pairs, job.tiles, first, last, begin, end, worker.own(),
-                     [&](int64_t row, int count, int64_t panel, const float *sums) {
-                         uint32_t *at = to + row * down_pairs + panel * (STRIP / 2) * count;
-                         for (int r = 0; r < count; r++) {
-                             const float *gate = sums + r * PANEL, *up = gate + STRIP;
-                             float mixed[STRIP];
-                             for (int i = 0; i < STRIP; i++) mixed[i] = silu(gate[i]) * up[i];
-                             for (int i = 0; i < STRIP / 2; i++) at[i * count + r] = pair_of(mixed[2 * i], mixed[2 * i + 1]);
-                         }
-                     });
+        outer_product.expect(worker);
+        inner_product.run(worker, packed, pairs, [&](const Job &job, int64_t row, int count, int64_t panel, const float *sums) {
+            uint32_t *at = inner + job.first * inner_pairs + row * job.down.pairs + panel * (STRIP / 2) * count;
+            for (int r = 0; r < count; r++) {
+                const float *gate = sums + r * PANEL, *up = gate + STRIP;
+                float mixed[STRIP];
+                for (int i = 0; i < STRIP; i++) mixed[i] = silu(gate[i]) * up[i];
+                for (int i = 0; i < STRIP / 2; i++) at[i * count + r] = pair_of(mixed[2 * i], mixed[2 * i + 1]);
+            }
         });
-        over_panels(worker, jobs, outer_panels, *ffn, [&](const Job &job, int64_t first, int64_t last, int64_t begin, int64_t end) {
-            multiply(job.down, inner + job.first * inner_pairs, job.tiles, first, last, begin, end, worker.own(),
-                     [&](int64_t row, int count, int64_t panel, const float *sums) {
-                         int64_t column = panel * PANEL;
-                         size_t size = (size_t)columns_left(hidden, column) * 4;
-                         for (int r = 0; r < count; r++)
-                             memcpy(outer + (job.first + row + r) * hidden + column, sums + r * PANEL, size);
-                     });
+        outer_product.run(worker, inner, inner_pairs, [&](const Job &job, int64_t row, int count, int64_t panel, const float *sums) {
+            const int64_t column = panel * PANEL;
+            const size_t size = (size_t)columns_left(hidden, column) * 4;
+            for (int r = 0; r < count; r++) memcpy(outer + (job.first + row + r) * hidden + column, sums + r * PANEL, size);
         });
         // Summed by token in the order of its choices: independent of the batch around it. A few tokens are
         // cut into columns, so that all threads have some.

@@ -138,10 +138,13 @@ extern "C" void step3_attend_layer(Workspace *workspace, int64_t threads, const 
         };
     };
     run(*workspace, threads, [&](Worker &worker) {
+        expect(worker, weights->qkv);
         worker.each(tokens, [&](int64_t token) { layer.begin(token, worker.own()); });
         multiply_all(worker, weights->qkv, layer.normed, tokens, copy_to(layer.qkv, weights->qkv.rows));
+        expect(worker, weights->wq);
         worker.each(tokens, [&](int64_t token) { layer.split(token, worker.own()); });
         multiply_all(worker, weights->wq, layer.inter, tokens, copy_to(layer.query, heads * dim));
+        expect(worker, weights->o_proj);
         worker.each((int64_t)plan.tasks.size(), [&](int64_t i) {
             attend(inputs, plan.tasks[(size_t)i], worker.own(), keep, &layer);
         });

@@ -177,7 +177,7 @@ def why_not() -> str:
     if not supported_levels():
         return "the CPU kernels need an x86-64 processor with AVX2 under Linux"
     if not any(_file(level) for level in supported_levels()):
-        return "the CPU kernels were not compiled: install g++ and reinstall step3 (pip install --force-reinstall)"
+        return "the CPU kernels were not compiled: install g++, then install step3 anew"
     return "the CPU kernels cannot be loaded: reinstall step3"
 
 

@@ -35,7 +35,7 @@ static inline int columns_left(int64_t columns, int64_t column) {
 }
 
 // Rows ranges of a product with many rows: `chunk` goes over them panel by panel, so that the panel stays in
-// the cache for 16 tiles and the rows of 16 tiles for all panels.
+// the cache for some tiles, and the rows of these tiles for all panels.
 struct Chunks {
     int64_t count, tiles;
     explicit Chunks(const Tiles &all) : tiles(all.count) {
@@ -43,6 +43,12 @@ struct Chunks {
     }
     int64_t begin(int64_t chunk) const { return tiles * chunk / count; }
 };
+
+// A thread's first panels of `multiply_all` are read next.
+static inline void expect(Worker &worker, const step3_matrix &m) {
+    const int64_t share = worker.first_run(m.num_panels), bytes = m.pairs * (m.scales ? 64 : 128);
+    worker.expect(m.panels + worker.id() * share * bytes, share * bytes);
+}
 
 // packed rows times the whole matrix, shared among the threads.
 template <class Keep>

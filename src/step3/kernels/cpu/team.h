@@ -7,6 +7,7 @@
 #include <immintrin.h>
 #include <omp.h>
 #include <sched.h>
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
@@ -15,6 +16,7 @@
 constexpr int MAX_PHASES = 16;
 constexpr int NUM_BUFFERS = 12;
 constexpr int MAX_THREADS = 256;
+constexpr int64_t FETCHED_WHILE_WAITING = 384 << 10;  // fits into the second-level cache with what else is there
 
 struct alignas(64) Counter {
     std::atomic<int64_t> value{0};
@@ -59,6 +61,16 @@ class Worker {
     // Memory of this thread alone.
     Buffer &own() const { return workspace_.own[id_]; }
 
+    // Tasks that each thread takes first in `runs`.
+    int64_t first_run(int64_t count) const { return count / (3 * size_); }
+
+    // Says what this thread will read after the next barrier. While it waits there it fetches that into the
+    // cache, so that memory is never idle for long.
+    void expect(const char *at, int64_t bytes) {
+        next_ = at;
+        next_end_ = at + std::min(bytes, FETCHED_WHILE_WAITING);
+    }
+
     void barrier() {
         if (size_ == 1) return;
         int generation = workspace_.generation.load(std::memory_order_acquire);
@@ -68,11 +80,16 @@ class Worker {
             return;
         }
         for (int spins = 0; workspace_.generation.load(std::memory_order_acquire) == generation; spins++) {
-            if (spins < 4000)
+            if (next_ < next_end_) {
+                for (int line = 0; line < 4; line++) _mm_prefetch(next_ + 64 * line, _MM_HINT_T1);
+                next_ += 256;
+            } else if (spins < 4000) {
                 _mm_pause();
-            else
+            } else {
                 sched_yield();
+            }
         }
+        next_ = next_end_;
     }
 
     // Runs task(i) for each i below `count`, shared among the threads, then waits for all.
@@ -84,16 +101,18 @@ class Worker {
     }
 
     // Runs task(begin, end) for runs that cover 0..count: long ones first, so that each thread reads along,
-    // short ones last, so that all finish together.
+    // short ones last, so that all finish together. The first run of each thread is known before (`expect`).
     template <class Task>
     void runs(int64_t count, Task task) {
+        const int64_t share = first_run(count), shared = count - share * size_;
+        if (share) task(id_ * share, (id_ + 1) * share);
         auto &counter = workspace_.counters[phase_++].value;
         int64_t begin = counter.load(std::memory_order_relaxed);
-        while (begin < count) {
-            int64_t end = begin + (count - begin) / (3 * size_);
+        while (begin < shared) {
+            int64_t end = begin + (shared - begin) / (2 * size_);
             if (end == begin) end++;
             if (counter.compare_exchange_weak(begin, end, std::memory_order_relaxed)) {
-                task(begin, end);
+                task(share * size_ + begin, share * size_ + end);
                 begin = counter.load(std::memory_order_relaxed);
             }
         }
@@ -103,6 +122,7 @@ class Worker {
    private:
     Workspace &workspace_;
     int id_, size_, phase_ = 0;
+    const char *next_ = nullptr, *next_end_ = nullptr;
 };
 
 template <class Body>

@@ -21,7 +21,7 @@ constexpr int TILE = 12;                       // most rows of a tile
 constexpr int64_t BLOCK_PAIRS = 64;            // pairs that share a scale
 constexpr int VECTORS = PANEL / LANES;         // of a panel
 constexpr int64_t AHEAD = 4096;                // bytes to prefetch ahead of a stream
-constexpr int64_t ROWS_AT_ONCE = 16 * TILE;    // rows that pass a panel while it is in the cache
+constexpr int64_t ROWS_AT_ONCE = 24 * TILE;    // rows that pass a panel while it is in the cache
 
 // How `rows` rows are cut into tiles whose sizes differ by one at most.
 struct Tiles {
