@@ -9,8 +9,11 @@ INSTALL = $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 help:  ## What each target does
 	@grep -E '^[a-zA-Z0-9._-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 28
 
+# Compiled with the package, where there is a compiler.
+KERNELS = setup.py $(wildcard src/step3/kernels/cpu/*.cpp src/step3/kernels/cpu/*.h)
+
 # torch first and alone: nothing else may choose its build.
-$(VENV)/.run: pyproject.toml constraints.txt
+$(VENV)/.run: pyproject.toml constraints.txt $(KERNELS)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing step3 into $(VENV) (a few minutes the first time) ..."
 	@$(INSTALL) torch
@@ -52,4 +55,4 @@ network-tests:
 	@$(BIN)/python -m pytest tests/test_auto_classes.py tests/kernels tests/model tests/checkpoint tests/nano
 
 clean:  ## Remove the environments and caches
-	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache build src/*.egg-info
+	rm -rf src/step3/kernels/cpu/*.so .venv .venv-* .pytest_cache .mypy_cache .ruff_cache build src/*.egg-info

@@ -31,7 +31,7 @@ from step3.engine.statistics import Statistics, StatisticsRecorder
 from step3.engine.vision import VisionTower
 from step3.errors import Step3Error
 from step3.ffn import FFNCall, FFNShard
-from step3.kernels.cpu import open_library
+from step3.kernels.cpu import open_library, why_not
 from step3.kernels.cpu.attention import AttentionShape
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class Engine:
     Attributes:
         network: what the checkpoint's config says.
         memory: where the memory went.
+        kernels: what computes attention, for a person.
         lanes: its micro-batches.
         ffn: the FFNs, or None if they are elsewhere.
     """
@@ -78,7 +79,11 @@ class Engine:
         dtype = activation_dtype(config, checkpoint)
         kv_dtype = dtype if config.kv_cache_dtype == "auto" else _kv_dtype(config.kv_cache_dtype)
         shape = attention_shape(network, kv_dtype, config.block_size)
-        library = open_library() if _is_for_kernels(shape, dtype, device) else None
+        obstacle = _obstacle_to_kernels(shape, dtype, device)
+        library = open_library() if obstacle is None else None
+        self.kernels = (
+            f"the CPU kernels for {library.level}" if library else f"torch: {obstacle or why_not()}"
+        )
         weights = (
             DecoderWeights.load(checkpoint, dtype, device)
             if library is None
@@ -271,8 +276,13 @@ def activation_dtype(config: EngineConfig, checkpoint: Checkpoint) -> torch.dtyp
     return {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}[stored]
 
 
-def _is_for_kernels(shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> bool:
-    return device.type == "cpu" and dtype == torch.bfloat16 and shape.problem() is None
+def _obstacle_to_kernels(shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why the CPU kernels are not for this engine, or None if they are."""
+    if device.type != "cpu":
+        return f"the device is {device.type}"
+    if dtype != torch.bfloat16:
+        return f"the CPU kernels compute in bfloat16, and dtype is {str(dtype).removeprefix('torch.')}"
+    return shape.problem()
 
 
 def _kv_dtype(name: str) -> torch.dtype:

@@ -48,6 +48,7 @@ class LLM:
         self._loaded: Loaded | None = load(self.config)
         if not quiet:
             print(self.engine.memory, file=sys.stderr)
+            print(f"computing with {self.engine.kernels}", file=sys.stderr)
 
     @property
     def engine(self) -> Engine:
