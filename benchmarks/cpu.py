@@ -9,6 +9,7 @@ what other processes took of the processor meanwhile.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
@@ -123,10 +124,10 @@ def run_rounds(
     library = open_library()
     if library is None:
         raise SystemExit(why_not())
-    memory = Arena(library).take(MEASURED_BYTES)
-    torch.frombuffer(
-        (__import__("ctypes").c_char * MEASURED_BYTES).from_address(memory), dtype=torch.uint8
-    ).fill_(1)
+    # An arena gives its memory back when it goes: it stays until all is measured.
+    arena = Arena(library)
+    memory = arena.take(MEASURED_BYTES)
+    ctypes.memset(memory, 1, MEASURED_BYTES)
     threads = torch.get_num_threads()
     results = {(engine.name, case): Measured() for engine in engines for case in cases}
     bandwidth, peak = [], []

@@ -124,7 +124,7 @@ class PackedDecoder:
         for index, layer in enumerate(self._weights.layers):
             keys, values = self._pages[index]
             call = FFNCall(index, *self._layers.attend(layer, step, keys, values, hidden, answer))
-            answer = (yield call).to(torch.bfloat16)
+            answer = (yield call).to(torch.bfloat16).contiguous()
         assert answer is not None, "a decoder has layers"
         return final_norm(self._library, hidden, answer, self._weights.norm, self._layers.shape.eps)
 

@@ -7,6 +7,7 @@
 #include <immintrin.h>
 #include <omp.h>
 #include <sched.h>
+#include <sys/mman.h>
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
@@ -32,9 +33,11 @@ struct Buffer {
         int64_t bytes = count * (int64_t)sizeof(T) + 256;
         if (bytes > size) {
             std::free(data);
-            int64_t wanted = (bytes + bytes / 4 + 4095) / 4096 * 4096;
-            data = (char *)std::aligned_alloc(4096, (size_t)wanted);
+            const int64_t page = bytes < 4 << 20 ? 4096 : 2 << 20;
+            const int64_t wanted = (bytes + bytes / 4 + page - 1) / page * page;
+            data = (char *)std::aligned_alloc((size_t)page, (size_t)wanted);
             if (!data) throw std::bad_alloc();
+            if (page > 4096) madvise(data, (size_t)wanted, MADV_HUGEPAGE);
             size = wanted;
         }
         return (T *)data;
