@@ -139,6 +139,8 @@ def run_rounds(
             for engine in engines[:: 1 if number % 2 else -1]:
                 # Long prompts are computed once, and stay in the prefix cache for the other rounds.
                 got = engine.measure(case, number if case.batch * case.prompt <= 4096 else 0)
+                # Told at once: a run that is cut short has not been for nothing.
+                print(f"round {number}: {case} {engine.name} {json.dumps(got)}", file=sys.stderr, flush=True)
                 measured = results[engine.name, case]
                 measured.decode.append(got["decode"])
                 measured.others.append(got["others"])

@@ -125,7 +125,9 @@ def _activations(config: EngineConfig, sizes: TextSizes) -> int:
     """Rows of the widest places of a layer, logits with a copy for sampling, and one expanded matrix."""
     heads = sizes.num_attention_heads * sizes.head_dim
     widest = max(sizes.intermediate_size, sizes.moe_top_k * sizes.moe_intermediate_size)
-    row = 8 * sizes.hidden_size + 4 * heads + 3 * widest
+    # The CPU kernels hold each chosen expert's rows at once, before and after.
+    hidden = max(8, 3 + 2 * (sizes.moe_top_k + 1))
+    row = hidden * sizes.hidden_size + 4 * heads + 3 * widest
     matrix = max(heads, 2 * sizes.intermediate_size, 2 * sizes.moe_intermediate_size) * sizes.hidden_size
     logits = 3 * config.max_num_seqs * sizes.vocab_size
     return 4 * (config.max_num_batched_tokens * row + matrix + logits)

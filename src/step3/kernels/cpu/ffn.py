@@ -73,20 +73,22 @@ class PackedFFN:
         """The part of the layer's output that these weights give.
 
         Args:
-            x: `[tokens, hidden]` bfloat16.
+            x: `[tokens, hidden]`; multiplied in bfloat16.
             ids: `[tokens, k]` int64, counted over all experts, or None.
             weights: `[tokens, k]` float32, or None.
 
         Returns:
-            `[tokens, hidden]` bfloat16.
+            `[tokens, hidden]` in the dtype of `x`.
         """
         if not self._held or (ids is None and len(self._held) == self._has_experts) or not len(x):
             return torch.zeros_like(x)
-        x, out = x.contiguous(), torch.empty_like(x)
+        # What came over a wire may be of another dtype; what is in place already costs nothing.
+        asked, x = x.dtype, x.to(torch.bfloat16).contiguous()
+        out = torch.empty_like(x)
         chosen = weighed = None
         top_k = 0
         if ids is not None and weights is not None and self._has_experts:
-            ids, weights = ids.contiguous(), weights.contiguous()
+            ids, weights = ids.to(torch.int64).contiguous(), weights.to(torch.float32).contiguous()
             chosen, weighed, top_k = ids.data_ptr(), weights.data_ptr(), ids.shape[1]
         self._held[0].gate_up.arena.library.c.step3_ffn_forward(
             self._workspace.pointer,
@@ -99,4 +101,4 @@ class PackedFFN:
             top_k,
             out.data_ptr(),
         )
-        return out
+        return out.to(asked)

@@ -80,6 +80,7 @@ class Worker {
         if (workspace_.arrived.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
             workspace_.arrived.store(0, std::memory_order_relaxed);
             workspace_.generation.store(generation + 1, std::memory_order_release);
+            next_ = next_end_;
             return;
         }
         for (int spins = 0; workspace_.generation.load(std::memory_order_acquire) == generation; spins++) {
