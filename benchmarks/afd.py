@@ -4,10 +4,10 @@
     python benchmarks/afd.py --lanes 1 --lanes 2 --lanes 3 --lanes 5 --sequences 32 --context 256
 
 One attention instance and one FFN instance, each bound to a core of its own, on a network with random
-weights. First each side is measured alone with the very batches that it will have: A is what attention, router
-and sampling of one lane's step take when its FFNs are answered at once, F what the FFNs of one lane's step
-take. Then both run together over shared memory with M lanes, and the time in which every lane has made a step
-is put beside max(M·A, M·F): what a pipeline without bubbles would take.
+weights. First each side is measured alone with the very batches that it will have: A is what attention,
+router and sampling of one lane's step take when its FFNs are answered at once, F what the FFNs of one lane's
+step take. Then both run together over shared memory with M lanes, and the time in which every lane has made
+a step is put beside max(M·A, M·F): what a pipeline without bubbles would take.
 """
 
 from __future__ import annotations
