@@ -104,7 +104,7 @@ class Intake:
         """What was generated of each answer."""
         if not output:
             return []
-        if isinstance(output[0], int):
+        if not isinstance(output[0], list | tuple):
             if params.n > 1:
                 raise RequestError("only a request with n = 1 can go on from what was generated")
             rows: list[Any] = [list(output)]
