@@ -19,6 +19,7 @@ from typing import Any
 
 from step3.engine.config import EngineConfig, EngineError
 from step3.engine.driver import LaneDriver
+from step3.engine.engine import Engine
 from step3.engine.loading import Loaded, load
 from step3.engine.memory import MemoryPlan
 from step3.engine.outputs import OutputMaker, RequestOutput
@@ -247,7 +248,7 @@ class _EngineLoop:
 
     def __init__(self, model: Loaded, driver: LaneDriver | None) -> None:
         self._engine, self._driver = model.engine, driver
-        self._step = model.engine.step if driver is None else driver.step
+        self._stepper: Engine | LaneDriver = model.engine if driver is None else driver
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._streams: dict[str, _Stream] = {}
         self._is_told_to_stop = False
@@ -272,7 +273,7 @@ class _EngineLoop:
             while not self._is_told_to_stop:
                 self._take_commands()
                 if self._engine.has_requests and not self._is_told_to_stop:
-                    result = self._step()
+                    result = self._stepper.step()
                     self._hand_out(result.advanced)
                     if not result.advanced:
                         self._engine.wait_for_grammar(0.01)
