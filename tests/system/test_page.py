@@ -68,7 +68,7 @@ class Scripted:
         """Each piece a text, or an asyncio.Event that is waited for; then the end."""
         script: list[Any] = [{"in_reasoning": True}]
         for piece in pieces:
-            script.append([7, 3, [[0, piece, 1, None, None]]] if isinstance(piece, str) else piece)
+            script.append([7, 3, [[0, piece, 1, 0, None, None, None]]] if isinstance(piece, str) else piece)
         self.engine.scripts["chat"] = [*script, [7, 3, [[0, "", 1, 0, "stop", None, None]]]]
 
     def release(self, event: asyncio.Event) -> None:
