@@ -218,6 +218,7 @@ class ModelAnswers:
             "template": {},
             "tool_choice": None,
             "parallel": True,
+            "thinking_budget": None,
             "params": {"max_tokens": None, "skip_special_tokens": False, **self._params},
             "stream": True,
             "priority": 0,
@@ -229,7 +230,7 @@ class ModelAnswers:
                 if isinstance(item, dict):
                     reader = ReasoningStream(item["in_reasoning"])
                     continue
-                for _, text, count, reason, _ in item[2]:
+                for _, text, count, _, reason, _, _ in item[2]:
                     tokens += count
                     parts = [*reader.push(text), *(reader.finish() if reason else [])]
                     reasoning = "".join(part.reasoning or "" for part in parts)

@@ -144,7 +144,11 @@ class Front:
         return self._intake.prompts.read_pictures(prompt)
 
     def count_tokens(self, prompt: Prompt) -> int:
-        """The length of a prompt whose pictures were read."""
+        """The length of a prompt with the places of its pictures; on one thread at a time.
+
+        Raises:
+            Step3Error: the prompt cannot be served.
+        """
         return len(self._intake.prompts.read(prompt, None).ids)
 
     def submit(
