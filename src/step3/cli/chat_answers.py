@@ -82,6 +82,10 @@ class AnswerSource(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Frees what answers."""
+        ...
+
 
 @dataclass
 class ServerAnswers:
@@ -109,6 +113,9 @@ class ServerAnswers:
         if not self.name:
             with self._open("/v1/models", None) as response:
                 self.name = _first_model(response.read(_MOST_EVENT_BYTES), self.url)
+
+    def close(self) -> None:
+        """Nothing stays open between answers."""
 
     def answer(self, turns: Sequence[Turn]) -> Iterator[Delta]:
         body = {
@@ -208,6 +215,11 @@ class ModelAnswers:
         self._loop = asyncio.new_event_loop()
         pixels = Step3ImageProcessor().max_pixels
         self._service = EngineService({"model": model, **options}, max_waiting=1, max_pixels=pixels)
+
+    def close(self) -> None:
+        """Stops the engine and frees its memory."""
+        self._service.shutdown()
+        self._loop.close()
 
     def answer(self, turns: Sequence[Turn]) -> Iterator[Delta]:
         from step3.server.reasoning import ReasoningStream

@@ -100,7 +100,7 @@ class AsyncLLM:
         self._loop = _EngineLoop(self._model, driver)
         self._thread = threading.Thread(target=self._loop.run, name="step3-engine", daemon=True)
         self._thread.start()
-        weakref.finalize(self, self._loop.stop)
+        weakref.finalize(self, _end, self._loop, self._thread)
 
     @property
     def memory(self) -> MemoryPlan:
@@ -246,6 +246,14 @@ class AsyncLLM:
             raise EngineError(f"the engine has stopped: {self._loop.error}") from self._loop.error
         if self._loop.has_stopped:
             raise EngineError("this AsyncLLM was shut down: make a new one")
+
+
+def _end(loop: _EngineLoop, thread: threading.Thread) -> None:
+    """Stops an engine that nobody has any more, at the latest when the interpreter ends: a thread that is cut
+    off inside a kernel takes the process down with it."""
+    loop.stop()
+    if thread is not threading.current_thread():
+        thread.join(10)
 
 
 def _check_waiting(count: Any) -> None:
