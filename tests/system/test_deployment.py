@@ -6,7 +6,7 @@ import pytest
 from deployments import PATIENCE, Stream, is_whole, kill, pid_of, start, until
 from engine_requests import golden_cases, golden_prompt, shared_llm
 
-from step3 import LLM, SamplingParams
+from step3 import LLM, SamplingParams, StructuredOutputsParams
 from step3.cluster.config import ClusterError
 from step3.engine.request import RequestError
 
@@ -55,6 +55,14 @@ def test_outputs_are_those_of_one_process(llm: LLM) -> None:
                 assert a.cumulative_logprob == pytest.approx(b.cumulative_logprob, abs=2e-3)
                 assert len(a.logprobs) == len(b.logprobs)
         assert (one.prompt_logprobs is None) == (other.prompt_logprobs is None)
+
+
+def test_an_answer_has_the_form_that_was_asked_for(llm: LLM) -> None:
+    pytest.importorskip("xgrammar")
+    form = StructuredOutputsParams(choice=["yes", "no"])
+    params = SamplingParams(temperature=0, max_tokens=9, structured_outputs=form)
+    [output] = llm.generate("Is it?", params, use_tqdm=False)
+    assert output.outputs[0].text in ("yes", "no")
 
 
 def test_what_cannot_be_answered_is_refused_before_anything_is_computed(llm: LLM) -> None:
