@@ -33,8 +33,8 @@ class BuildKernels(build_ext):
             super().build_extension(ext)
         except Exception as error:
             self.warn(
-                f"{ext.name} was not compiled ({error}): step3 computes with torch on the CPU, which takes "
-                "two to three times as long. The kernels need g++ (Debian: apt install g++) and x86-64."
+                f"{ext.name} was not compiled ({error}): step3 computes with torch on the CPU, which is "
+                "slower. The kernels need g++ (Debian: apt install g++) and x86-64."
             )
         finally:
             self.build_temp = shared

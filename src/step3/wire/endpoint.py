@@ -7,6 +7,7 @@ import os
 import select
 import ssl
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
@@ -32,7 +33,7 @@ _ROUNDS = 64
 _Self = TypeVar("_Self", bound="Endpoint")
 
 
-class Endpoint:
+class Endpoint(ABC):
     """Connections to the other role's endpoints; used by one thread, but for `wake`.
 
     Args:
@@ -42,8 +43,8 @@ class Endpoint:
         epoch: larger than that of any earlier instance of this number.
         tls: context for `listen` (a server's), or for `connect` (a client's), over TCP.
         spin: seconds for which waiting looks again and again before it sleeps; it yields the core in between.
-        checksums: whether payloads over TCP are sent with a checksum beyond TCP's own; it costs a third of a
-            round trip. Headers always have one.
+        checksums: whether payloads over TCP are sent with a checksum beyond TCP's own; it costs a quarter
+            of a round trip and more. Headers always have one.
 
     Raises:
         WireError: the secret is too short, or a number is out of range.
@@ -218,22 +219,22 @@ class Endpoint:
         """See `connection.Owner`."""
         self._carrier.ring()
 
-    def _joined(self, connection: Connection, peer: Peer) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _joined(self, connection: Connection, peer: Peer) -> None: ...
 
-    def _expect(self, connection: Connection, header: Header) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _expect(self, connection: Connection, header: Header) -> None: ...
 
-    def _deliver(self, connection: Connection, header: Header, text: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _deliver(self, connection: Connection, header: Header, text: str) -> None: ...
 
+    @abstractmethod
     def _left(self, connection: Connection, peer: Peer) -> tuple[Ticket, ...]:
         """Forgets what was outstanding with a peer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _late(self, now: float) -> float:
         """Reports calls that are late; when the next one will be."""
-        raise NotImplementedError
 
     def _connection(self, peer: Peer) -> Connection:
         connection = self._peers.get(peer)
