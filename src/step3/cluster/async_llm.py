@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 from step3.checkpoint import Checkpoint
 from step3.cluster.config import ClusterConfig, ClusterError, split_options
-from step3.cluster.coordinator import Answered, Coordinator, Ongoing
+from step3.cluster.coordinator import Coordinator
 from step3.cluster.deployment import Deployment
 from step3.cluster.description import describe
+from step3.cluster.dispatch import Answered, Ongoing
 from step3.cluster.instance import fingerprint
 from step3.cluster.outputs import OutputCollector
 from step3.cluster.packing import pack_params, pack_picture
@@ -176,11 +177,11 @@ class Front:
                 OutputCollector(request, params, self.tokens.table), params.output_kind, put
             ).deliver,
         )
-        self._loop.call_soon_threadsafe(self._coordinator.submit, ongoing)
+        self._loop.call_soon_threadsafe(self._coordinator.requests.submit, ongoing)
 
     def abort(self, number: int) -> None:
         if not self._has_stopped:
-            self._loop.call_soon_threadsafe(self._coordinator.abort, number)
+            self._loop.call_soon_threadsafe(self._coordinator.requests.abort, number)
 
     def statistics(self) -> Statistics:
         """Of all instances together."""
@@ -241,12 +242,17 @@ class Front:
         }
 
     async def _read_statistics(self) -> tuple[list[Mapping[str, Any]], int]:
-        return self._coordinator.statistics(), self._coordinator.num_parked
+        return self._coordinator.statistics(), self._coordinator.requests.num_parked
 
     async def _describe(self) -> dict[str, Any]:
         one = self._coordinator
         return describe(
-            self.cluster.topology, one.members(), one.address, dict(one.restarts), one.moved, one.num_parked
+            self.cluster.topology,
+            one.members(),
+            one.address,
+            dict(one.restarts),
+            one.requests.moved,
+            one.requests.num_parked,
         )
 
     async def _change(self, action: str, role: Role, number: int) -> str:
