@@ -68,13 +68,19 @@ void rotate(const float *x, const float *cos, const float *sin, int64_t head_dim
     }
 }
 
-// Scores [rows][32] of two pages of keys.
+// Two pages.
+struct Two {
+    const char *first, *second;
+};
+
+// Scores [rows][32] of two pages of keys; the pages `ahead` are fetched meanwhile.
 template <int R>
-static void score_panel(const uint32_t *a, int64_t row_step, const char *first, const char *second, int64_t pairs,
-                        const char *ahead, float *out, int64_t out_step) {
+static void score_panel(const uint32_t *a, int64_t row_step, Two keys, int64_t pairs, Two ahead, float *out,
+                        int64_t out_step) {
     Floats sums[R][VECTORS];
     clear(sums);
-    accumulate<R>(sums, Bf16(), a, row_step, first, second, 64, pairs, ahead, 64);
+    accumulate<R, _MM_HINT_T0>(sums, Bf16(), a, row_step, keys.first, keys.second, 64, pairs, ahead.first,
+                                ahead.second - ahead.first, 64);
     for (int r = 0; r < R; r++)
         for (int v = 0; v < VECTORS; v++) store(out + r * out_step + v * LANES, sums[r][v]);
 }
@@ -93,22 +99,21 @@ static void mix_panel(const uint32_t *a, int64_t row_step, const char *const *pa
     }
     for (int64_t page = 0; page < count; page++) {
         const char *at = pages[page] + offset, *ahead = pages[page + 1 < count ? page + 1 : page] + offset;
-        accumulate<R>(sums, Bf16(), a, row_step, at, at + second, 64, PAGE / 2, ahead, 64);
+        accumulate<R, _MM_HINT_T0>(sums, Bf16(), a, row_step, at, at + second, 64, PAGE / 2, ahead, second, 64);
         a += row_step * (PAGE / 2);
     }
     for (int r = 0; r < R; r++)
         for (int v = 0; v < VECTORS; v++) store(out + r * out_step + v * LANES, sums[r][v]);
 }
 
-static void score(const uint32_t *a, int rows, const char *first, const char *second, int64_t pairs,
-                  const char *ahead, float *out, int64_t out_step) {
+static void score(const uint32_t *a, int rows, Two keys, int64_t pairs, Two ahead, float *out, int64_t out_step) {
     const int64_t row_step = rows;
     while (rows > 0) {
         const int now = std::min(rows, ROWS);
         switch (now) {
 #define STEP3_CASE(R)                                                                                      \
-    case R:                                                                                                \
-        if constexpr (R <= ROWS) score_panel<R>(a, row_step, first, second, pairs, ahead, out, out_step); \
+    case R:                                                                                    \
+        if constexpr (R <= ROWS) score_panel<R>(a, row_step, keys, pairs, ahead, out, out_step); \
         break;
             STEP3_EACH_ROWS(STEP3_CASE)
 #undef STEP3_CASE
@@ -191,6 +196,11 @@ float soften(float *scores, int64_t seen, int64_t keys, float scale, float &most
     sum = sum * factor + added;
     return factor;
 }
+
+// Where the cache holds the page of a task's sequence.
+int64_t page_of(const AttentionTask &task, const KV &kv, int64_t page) {
+    return task.blocks[page / kv.pages_per_block] * kv.pages_per_block + page % kv.pages_per_block;
+}
 }  // namespace
 
 void attend(const AttentionInputs &inputs, const AttentionTask &task, Buffer &own, KeepMixed keep, void *context) {
@@ -200,6 +210,10 @@ void attend(const AttentionInputs &inputs, const AttentionTask &task, Buffer &ow
     const int64_t channels = (dim + PANEL - 1) / PANEL * PANEL;
     const Tiles tiles(rows);
     Scratch scratch(own, rows, dim, channels);
+    // The first keys are on their way while the queries are rotated.
+    for (int64_t page = 0; page < 2 && task.begin + page * PAGE < task.end; page++)
+        for (int64_t line = 0; line < kv.page_bytes; line += 64)
+            _mm_prefetch(inputs.keys + page_of(task, kv, task.begin / PAGE + page) * kv.page_bytes + line, _MM_HINT_T0);
     for (int64_t row = 0; row < rows; row++) {
         const int64_t token = task.first + row / heads;
         const float *from = inputs.query + token * heads * dim + row % heads * dim;
@@ -213,10 +227,9 @@ void attend(const AttentionInputs &inputs, const AttentionTask &task, Buffer &ow
     }
     for (int64_t begin = task.begin; begin < task.end; begin += KEYS_AT_ONCE) {
         const int64_t end = std::min(task.end, begin + KEYS_AT_ONCE), pages = (end - begin + PAGE - 1) / PAGE;
-        const char *keys[KEYS_AT_ONCE / PAGE + 1], *values[KEYS_AT_ONCE / PAGE];
+        const char *keys[KEYS_AT_ONCE / PAGE + 1], *values[KEYS_AT_ONCE / PAGE + 1];
         for (int64_t page = 0; page < pages; page++) {
-            const int64_t number = begin / PAGE + page;
-            const int64_t at = task.blocks[number / kv.pages_per_block] * kv.pages_per_block + number % kv.pages_per_block;
+            const int64_t at = page_of(task, kv, begin / PAGE + page);
             keys[page] = inputs.keys + at * kv.page_bytes;
             values[page] = inputs.values + at * kv.page_bytes;
             if (kv.fp8) {
@@ -230,15 +243,16 @@ void attend(const AttentionInputs &inputs, const AttentionTask &task, Buffer &ow
         }
         // Pages go in pairs; the partner of a last one is itself, and its scores are dropped.
         keys[pages] = keys[pages - 1];
+        values[pages] = values[pages - 1];
         for (int64_t tile = 0; tile < tiles.count; tile++) {
             const int count = tiles.size(tile);
             const int64_t start = tiles.start(tile);
             // Rows of earlier tokens may see none of these keys.
             if (task.position + (start + count - 1) / heads < begin) continue;
             for (int64_t page = 0; page < pages; page += 2) {
-                // Later tiles find the keys in the cache; the first fetches the values, which come next.
-                const char *ahead = tile ? keys[page] : values[page];
-                score(scratch.query + start * pairs, count, keys[page], keys[page + 1], pairs, ahead,
+                // The first tile fetches the keys that come next, the second the values; then all are there.
+                const char *const *ahead = tile ? values + page : keys + std::min(page + 2, pages - 1);
+                score(scratch.query + start * pairs, count, {keys[page], keys[page + 1]}, pairs, {ahead[0], ahead[1]},
                       scratch.scores + page * PAGE, KEYS_AT_ONCE);
             }
             float factors[TILE];
@@ -248,8 +262,7 @@ void attend(const AttentionInputs &inputs, const AttentionTask &task, Buffer &ow
                 float *scores = scratch.scores + r * KEYS_AT_ONCE;
                 factors[r] = seen ? soften(scores, seen, pages * PAGE, shape.scale, scratch.most[row], scratch.sum[row]) : 1.f;
                 if (!seen) std::fill(scores, scores + pages * PAGE, 0.f);
-                for (int64_t i = 0; i < pages * PAGE / 2; i++)
-                    scratch.weights[i * count + r] = pair_of(scores[2 * i], scores[2 * i + 1]);
+                pack_floats(scores, pages * PAGE, pages * PAGE / 2, Place{scratch.weights + r, count});
             }
             for (int64_t channel = 0; channel < dim; channel += PANEL) {
                 const int64_t strip = PAGE * STRIP * 2;

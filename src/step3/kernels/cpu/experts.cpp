@@ -26,40 +26,31 @@ struct Job {
 
 using Jobs = std::vector<Job>;
 
-// The panels of one of the two products, of all jobs after each other.
-struct Panels {
-    const Jobs &jobs;
-    Factor Job::*factor;
-    int64_t Job::*panels;
-
-    int64_t units() const {
-        int64_t total = 0;
-        for (const Job &job : jobs) total += job.chunks.count * (job.*panels);
-        return total;
-    }
-
-    // Runs work(job, chunk, first panel, last panel) for the units begin..end.
-    template <class Work>
-    void cover(int64_t begin, int64_t end, Work work) const {
-        int64_t before = 0;
-        for (const Job &job : jobs) {
-            const int64_t own = job.*panels, units = job.chunks.count * own;
-            while (begin < end && begin < before + units) {
-                const int64_t chunk = (begin - before) / own, panel = (begin - before) % own;
-                const int64_t last = std::min(own, panel + (end - begin));
-                work(job, chunk, panel, last);
-                begin += last - panel;
-            }
-            before += units;
+// The panels of one of the two products, of all jobs.
+//
+// Experts with few rows wait for memory, what every token uses waits for arithmetic: so its panels are spread
+// among those of the experts, and whoever computes them fetches the expert that follows.
+class Panels {
+   public:
+    Panels(const Jobs &jobs, bool always, Factor Job::*factor, int64_t Job::*panels) : factor_(factor), panels_(panels) {
+        const int64_t experts = (int64_t)jobs.size() - always;
+        const Job *shared = always ? &jobs.back() : nullptr;
+        const int64_t spread = shared ? units_of(*shared) : 0;
+        for (int64_t i = 0; i < experts; i++) {
+            add(jobs[(size_t)i], 0, units_of(jobs[(size_t)i]));
+            if (shared && i + 1 < experts) add(*shared, spread * i / experts, spread * (i + 1) / experts);
         }
+        if (shared) add(*shared, experts ? spread * (experts - 1) / experts : 0, spread);
     }
+
+    int64_t units() const { return units_; }
 
     void expect(Worker &worker) const {
         const int64_t share = worker.first_run(units()), begin = worker.id() * share;
         bool is_first = true;
-        cover(begin, begin + share, [&](const Job &job, int64_t, int64_t panel, int64_t last) {
-            const int64_t bytes = (job.*factor).panel_bytes();
-            if (is_first) worker.expect((job.*factor).panels + panel * bytes, (last - panel) * bytes);
+        cover(begin, begin + share, [&](const Job &job, int64_t, int64_t panel, int64_t last, Upcoming) {
+            const int64_t bytes = (job.*factor_).panel_bytes();
+            if (is_first) worker.expect((job.*factor_).panels + panel * bytes, (last - panel) * bytes);
             is_first = false;
         });
     }
@@ -68,12 +59,58 @@ struct Panels {
     template <class Keep>
     void run(Worker &worker, const uint32_t *a, int64_t pairs, Keep keep) const {
         worker.runs(units(), [&](int64_t begin, int64_t end) {
-            cover(begin, end, [&](const Job &job, int64_t chunk, int64_t panel, int64_t last) {
-                multiply(job.*factor, a + job.first * pairs, job.tiles, job.chunks.begin(chunk),
+            cover(begin, end, [&](const Job &job, int64_t chunk, int64_t panel, int64_t last, Upcoming upcoming) {
+                multiply(job.*factor_, a + job.first * pairs, job.tiles, job.chunks.begin(chunk),
                          job.chunks.begin(chunk + 1), panel, last, worker.own(),
-                         [&](int64_t row, int count, int64_t at, const float *sums) { keep(job, row, count, at, sums); });
+                         [&](int64_t row, int count, int64_t at, const float *sums) { keep(job, row, count, at, sums); },
+                         upcoming);
             });
         });
+    }
+
+   private:
+    // Some of a job's units: its panels, chunk after chunk.
+    struct Piece {
+        const Job *job;
+        int64_t begin, end;
+    };
+    std::vector<Piece> pieces_;
+    Factor Job::*factor_;
+    int64_t Job::*panels_;
+    int64_t units_ = 0;
+
+    int64_t units_of(const Job &job) const { return job.chunks.count * (job.*panels_); }
+
+    void add(const Job &job, int64_t begin, int64_t end) {
+        if (begin == end) return;
+        pieces_.push_back({&job, begin, end});
+        units_ += end - begin;
+    }
+
+    // Runs work(job, chunk, first panel, last panel, upcoming) for the units begin..end.
+    template <class Work>
+    void cover(int64_t begin, int64_t end, Work work) const {
+        int64_t before = 0;
+        for (size_t i = 0; i < pieces_.size() && begin < end; i++) {
+            const Piece &piece = pieces_[i];
+            const int64_t own = piece.job->*panels_, behind = before + piece.end - piece.begin;
+            while (begin < std::min(end, behind)) {
+                const int64_t unit = piece.begin + begin - before, chunk = unit / own, panel = unit % own;
+                const int64_t last = std::min(own, panel + std::min(end, behind) - begin);
+                begin += last - panel;
+                const bool continues = begin == behind && begin < end && i + 1 < pieces_.size();
+                work(*piece.job, chunk, panel, last, continues ? fetched(pieces_[i + 1], end - begin) : Upcoming{});
+            }
+            before = behind;
+        }
+    }
+
+    // What to fetch of a piece: with more than a tile of rows it will have the time to do so itself.
+    Upcoming fetched(const Piece &piece, int64_t units) const {
+        if (piece.job->tiles.count > 1) return {};
+        const Factor &factor = piece.job->*factor_;
+        const int64_t bytes = factor.panel_bytes(), until = std::min(piece.end, piece.begin + units);
+        return {factor.panels + piece.begin * bytes, factor.panels + until * bytes};
     }
 };
 }  // namespace
@@ -115,8 +152,8 @@ extern "C" void step3_ffn_forward(Workspace *workspace, int64_t threads, const s
     uint32_t *inner = workspace->buffers[3].get<uint32_t>(rows * inner_pairs);
     float *outer = workspace->buffers[4].get<float>(rows * hidden);
 
-    const Panels inner_product{jobs, &Job::gate_up, &Job::inner_panels};
-    const Panels outer_product{jobs, &Job::down, &Job::outer_panels};
+    const Panels inner_product(jobs, always, &Job::gate_up, &Job::inner_panels);
+    const Panels outer_product(jobs, always, &Job::down, &Job::outer_panels);
 
     run(*workspace, threads, [&](Worker &worker) {
         inner_product.expect(worker);
@@ -133,9 +170,9 @@ extern "C" void step3_ffn_forward(Workspace *workspace, int64_t threads, const s
             uint32_t *at = inner + job.first * inner_pairs + row * job.down.pairs + panel * (STRIP / 2) * count;
             for (int r = 0; r < count; r++) {
                 const float *gate = sums + r * PANEL, *up = gate + STRIP;
-                float mixed[STRIP];
-                for (int i = 0; i < STRIP; i++) mixed[i] = silu(gate[i]) * up[i];
-                for (int i = 0; i < STRIP / 2; i++) at[i * count + r] = pair_of(mixed[2 * i], mixed[2 * i + 1]);
+                alignas(64) uint16_t mixed[STRIP];
+                for (int i = 0; i < STRIP; i++) mixed[i] = (uint16_t)bf16_bits(silu(gate[i]) * up[i]);
+                for (int i = 0; i < STRIP / 2; i++) memcpy(at + i * count + r, mixed + 2 * i, 4);
             }
         });
         outer_product.run(worker, inner, inner_pairs, [&](const Job &job, int64_t row, int count, int64_t panel, const float *sums) {

@@ -41,6 +41,7 @@ struct Tiles {
 struct Place {
     uint32_t *at;
     int64_t step;
+    Place(uint32_t *at, int64_t step) : at(at), step(step) {}
     Place(uint32_t *packed, const Tiles &tiles, int64_t row, int64_t pairs) {
         int64_t tile = tiles.of(row), start = tiles.start(tile);
         step = tiles.size(tile);
@@ -70,18 +71,18 @@ struct Fp8 {
 #endif
 
 // sums[r] += rows r of `a` times the strips at `first` and `second`, which go on by `step` bytes a pair.
-// `ahead` is fetched into the cache meanwhile.
-template <int R, class Source>
+// Meanwhile the lines at `ahead` and `gap` bytes behind it are fetched into the cache.
+template <int R, _mm_hint CACHE, class Source>
 static inline __attribute__((always_inline)) void accumulate(Floats (&sums)[R][VECTORS],
                                                              const Source &source, const uint32_t *a,
                                                              int64_t row_step, const char *first,
                                                              const char *second, int64_t step, int64_t pairs,
-                                                             const char *ahead, int64_t ahead_step) {
+                                                             const char *ahead, int64_t gap, int64_t ahead_step) {
     for (int64_t i = 0; i < pairs; i++) {
         Operand b[VECTORS];
         source(first, second, b);
-        _mm_prefetch(ahead, _MM_HINT_T0);
-        if (Source::PAIR_BYTES == 128) _mm_prefetch(ahead + 64, _MM_HINT_T0);
+        _mm_prefetch(ahead, CACHE);
+        if (Source::PAIR_BYTES == 128) _mm_prefetch(ahead + gap, CACHE);
 #pragma GCC unroll 12
         for (int r = 0; r < R; r++) {
             Operand x = splat_pair(a + r);
@@ -113,14 +114,20 @@ struct Product {
     float *out;
 };
 
+// One row or two wait for memory alone, and want it as near as it gets. With more, lines on their way into the
+// first-level cache would hold up those that come from the second: they are fetched to there.
+template <int R>
+constexpr _mm_hint CACHE_OF_ROWS = R > 4 ? _MM_HINT_T1 : _MM_HINT_T0;
+
 template <int R, class Source>
 static void multiply_panel(const Product &p) {
+    constexpr _mm_hint CACHE = CACHE_OF_ROWS<R>;
     Source source;
     Floats sums[R][VECTORS];
     if (!p.scales) {
         clear(sums);
-        accumulate<R>(sums, source, p.a, p.row_step, p.panel, p.panel + 64, Source::PAIR_BYTES, p.pairs, p.ahead,
-                      p.ahead_step);
+        accumulate<R, CACHE>(sums, source, p.a, p.row_step, p.panel, p.panel + 64, Source::PAIR_BYTES, p.pairs,
+                             p.ahead, 64, p.ahead_step);
         for (int r = 0; r < R; r++)
             for (int v = 0; v < VECTORS; v++) store(p.out + r * PANEL + v * LANES, sums[r][v]);
         return;
@@ -131,8 +138,8 @@ static void multiply_panel(const Product &p) {
         int64_t pairs = p.pairs - begin < BLOCK_PAIRS ? p.pairs - begin : BLOCK_PAIRS;
         const char *at = p.panel + begin * Source::PAIR_BYTES;
         clear(sums);
-        accumulate<R>(sums, source, p.a + begin * p.row_step, p.row_step, at, at + 64, Source::PAIR_BYTES, pairs,
-                      p.ahead + begin * p.ahead_step, p.ahead_step);
+        accumulate<R, CACHE>(sums, source, p.a + begin * p.row_step, p.row_step, at, at + 64, Source::PAIR_BYTES,
+                             pairs, p.ahead + begin * p.ahead_step, 64, p.ahead_step);
         for (int v = 0; v < VECTORS; v++) {
             Floats scale = splat(p.scales[2 * block + v * 2 / VECTORS]);
             for (int r = 0; r < R; r++) totals[r][v] = multiply_add(sums[r][v], scale, totals[r][v]);
@@ -177,9 +184,14 @@ struct Factor {
     int64_t blocks() const { return (pairs + BLOCK_PAIRS - 1) / BLOCK_PAIRS; }
 };
 
+// What a thread reads next, to be fetched while it has to compute for longer than it has to read.
+struct Upcoming {
+    const char *at = nullptr, *end = nullptr;
+};
+
 template <class Keep>
 static inline void multiply(const Factor &m, const uint32_t *a, const Tiles &tiles, int64_t first, int64_t last,
-                            int64_t begin, int64_t end, Buffer &scratch, Keep keep) {
+                            int64_t begin, int64_t end, Buffer &scratch, Keep keep, Upcoming upcoming = {}) {
     alignas(64) float out[TILE * PANEL];
     const int64_t bytes = m.panel_bytes(), count = last - first;
     const bool expands = m.scales && (!EXPANDS_FP8 || count > 2);
@@ -196,7 +208,8 @@ static inline void multiply(const Factor &m, const uint32_t *a, const Tiles &til
             const int64_t row = tiles.start(tile), nth = tile - first;
             p.row_step = tiles.size(tile);
             p.a = a + row * m.pairs;
-            // One tile: fetch what comes next in the stream. More: the first ones fetch the next panel.
+            // One tile: fetch what comes next in the stream. More: the first ones fetch the next panel, the
+            // others what comes behind all panels.
             const bool narrow = m.scales && !expands;
             if (count == 1) {
                 p.ahead = at + AHEAD;
@@ -204,6 +217,10 @@ static inline void multiply(const Factor &m, const uint32_t *a, const Tiles &til
             } else if (nth * m.pairs * 64 < bytes) {
                 p.ahead = at + bytes + nth * m.pairs * 64;
                 p.ahead_step = 64;
+            } else if (upcoming.at < upcoming.end) {
+                p.ahead = upcoming.at;
+                p.ahead_step = narrow ? 64 : 128;
+                upcoming.at += m.pairs * p.ahead_step;
             } else {
                 p.ahead = p.panel;
                 p.ahead_step = 0;
