@@ -3,8 +3,9 @@
     python benchmarks/cpu.py CHECKPOINT --quantised BLOCK_FP8_CHECKPOINT --peer PYTHON_OF_VLLM
 
 The engines run as processes of their own and measure in turn, round after round; a ratio is the median of
-the rounds' ratios. Read bandwidth and the peak of bf16 products are measured in the same rounds, and so is
-what other processes took of the processor meanwhile.
+the rounds' ratios. Read bandwidth and the peak of bf16 products are measured before and after each of these
+measurements, as neighbours on a shared host may double or halve them within seconds; what other processes
+took of the processor is told too. A long run can be cut: `--cases` in several runs.
 """
 
 from __future__ import annotations
@@ -93,11 +94,39 @@ class Engine:
 
 @dataclass
 class Measured:
-    """One case of one engine, a value for each round."""
+    """One case of one engine, a value for each round.
+
+    Attributes:
+        prefill, decode: tokens/s.
+        others: cores that other processes took.
+        bandwidth, peak: the machine's limits meanwhile, GB/s and GFLOP/s.
+    """
 
     prefill: list[float] = field(default_factory=list)
     decode: list[float] = field(default_factory=list)
     others: list[float] = field(default_factory=list)
+    bandwidth: list[float] = field(default_factory=list)
+    peak: list[float] = field(default_factory=list)
+
+
+class Limits:
+    """What the machine can do at most, at this moment."""
+
+    def __init__(self) -> None:
+        library = open_library()
+        if library is None:
+            raise SystemExit(why_not())
+        self._c, self._threads = library.c, torch.get_num_threads()
+        self._arena = Arena(library)
+        self._memory = self._arena.take(MEASURED_BYTES)
+        ctypes.memset(self._memory, 1, MEASURED_BYTES)
+
+    def measure(self) -> tuple[float, float]:
+        """GB/s read and GFLOP/s of bf16 products, by all threads."""
+        bandwidth = max(
+            self._c.step3_read_bandwidth(self._memory, MEASURED_BYTES, self._threads) for _ in range(2)
+        )
+        return bandwidth, self._c.step3_peak_flops(self._threads, 0.1)
 
 
 def weights_of_step(sizes: TextSizes, tokens: int, item: float) -> tuple[float, float]:
@@ -118,35 +147,28 @@ def weights_of_step(sizes: TextSizes, tokens: int, item: float) -> tuple[float, 
     return read, 2.0 * tokens * (always + moe * chosen * expert)
 
 
-def run_rounds(
-    engines: list[Engine], cases: list[Case], rounds: int
-) -> tuple[dict[tuple[str, Case], Measured], list[float], list[float]]:
-    library = open_library()
-    if library is None:
-        raise SystemExit(why_not())
-    # An arena gives its memory back when it goes: it stays until all is measured.
-    arena = Arena(library)
-    memory = arena.take(MEASURED_BYTES)
-    ctypes.memset(memory, 1, MEASURED_BYTES)
-    threads = torch.get_num_threads()
+def run_rounds(engines: list[Engine], cases: list[Case], rounds: int) -> dict[tuple[str, Case], Measured]:
+    limits = Limits()
     results = {(engine.name, case): Measured() for engine in engines for case in cases}
-    bandwidth, peak = [], []
     for number in range(rounds):
         for case in cases:
-            bandwidth += [library.c.step3_read_bandwidth(memory, MEASURED_BYTES, threads) for _ in range(3)]
-            peak.append(library.c.step3_peak_flops(threads, 0.2))
             # Who is first changes from round to round.
             for engine in engines[:: 1 if number % 2 else -1]:
+                before = limits.measure()
                 # Long prompts are computed once, and stay in the prefix cache for the other rounds.
                 got = engine.measure(case, number if case.batch * case.prompt <= 4096 else 0)
-                # Told at once: a run that is cut short has not been for nothing.
-                print(f"round {number}: {case} {engine.name} {json.dumps(got)}", file=sys.stderr, flush=True)
+                after = limits.measure()
                 measured = results[engine.name, case]
+                measured.bandwidth.append((before[0] + after[0]) / 2)
+                measured.peak.append((before[1] + after[1]) / 2)
                 measured.decode.append(got["decode"])
                 measured.others.append(got["others"])
                 if "prefill" in got:
                     measured.prefill.append(got["prefill"])
-    return results, bandwidth, peak
+                # Told at once: a run that is cut short has not been for nothing.
+                told = {**got, "bandwidth": measured.bandwidth[-1], "peak": measured.peak[-1]}
+                print(f"round {number}: {case} {engine.name} {json.dumps(told)}", file=sys.stderr, flush=True)
+    return results
 
 
 def ratio(ours: list[float], theirs: list[float]) -> float:
@@ -174,18 +196,15 @@ def main(
         if peer is not None:
             commands["vLLM bf16"] = [str(peer), str(WORKER), "vllm", str(checkpoint)]
         engines = [stack.enter_context(Engine(name, command)) for name, command in commands.items()]
-        results, bandwidths, peaks = run_rounds(engines, chosen, rounds)
-    bandwidth, peak = median(bandwidths), median(peaks)
-    rows = [
-        row(engine.name, case, results, sizes, bandwidth, peak, peer is not None)
-        for case in chosen
-        for engine in engines
-    ]
+        results = run_rounds(engines, chosen, rounds)
+    bandwidth = median(value for one in results.values() for value in one.bandwidth)
+    peak = median(value for one in results.values() for value in one.peak)
+    rows = [row(engine.name, case, results, sizes, peer is not None) for case in chosen for engine in engines]
     show(rows, bandwidth, peak, {engine.name: engine.start for engine in engines})
     if out is not None:
         raw = {f"{name} {case}": vars(measured) for (name, case), measured in results.items()}
         starts = {engine.name: engine.start for engine in engines}
-        limits = {"bandwidth_gb_s": bandwidths, "peak_gflop_s": peaks}
+        limits = {"bandwidth_gb_s": bandwidth, "peak_gflop_s": peak}
         out.write_text(json.dumps({"rows": rows, "rounds": raw, "start_s": starts, **limits}, indent=1))
     if plot is not None:
         draw(rows, bandwidth, peak, plot)
@@ -196,8 +215,6 @@ def row(
     case: Case,
     results: dict[tuple[str, Case], Measured],
     sizes: TextSizes,
-    bandwidth: float,
-    peak: float,
     has_peer: bool,
 ) -> dict[str, Any]:
     measured = results[name, case]
@@ -214,8 +231,15 @@ def row(
         "decode_tok_s": decode,
         "prefill_ratio": None if theirs is None else ratio(measured.prefill, theirs.prefill),
         "decode_ratio": None if theirs is None else ratio(measured.decode, theirs.decode),
-        "prefill_of_peak": prefill * prefill_flops / 1e9 / peak,
-        "decode_of_bandwidth": decode / case.batch * read / 1e9 / bandwidth,
+        # A long prompt is computed in the first round only.
+        "prefill_of_peak": median(
+            rate * prefill_flops / 1e9 / peak
+            for rate, peak in zip(measured.prefill, measured.peak, strict=False)
+        ),
+        "decode_of_bandwidth": median(
+            rate / case.batch * read / 1e9 / bandwidth
+            for rate, bandwidth in zip(measured.decode, measured.bandwidth, strict=True)
+        ),
         "decode_intensity": flops / read,
         "decode_gflop_s": decode / case.batch * flops / 1e9,
         "prefill_gflop_s": prefill * prefill_flops / 1e9,

@@ -76,3 +76,10 @@ def test_says_what_it_cannot_compute(change: dict[str, object], problem: str) ->
     fields = {"hidden": 64, "share_q": 64, "heads": 4, "head_dim": 32, "eps": 1e-5}
     fields |= {"kv_dtype": torch.bfloat16, "block_size": 16, **change}
     assert AttentionShape(**fields).problem() == problem
+
+
+def test_measures_what_the_machine_can_do(library: Library) -> None:
+    arena = Arena(library)
+    memory = arena.take(1 << 20)
+    assert library.c.step3_read_bandwidth(memory, 1 << 20, 1) > 0
+    assert library.c.step3_peak_flops(1, 0.001) > 0

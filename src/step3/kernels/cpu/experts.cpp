@@ -5,6 +5,7 @@
 // a panel's result holds 16 gates and their 16 ups, and 16 inner activations go straight into the tiles of
 // the next product.
 #include <algorithm>
+#include <utility>
 #include <vector>
 #include "rows.h"
 
@@ -113,6 +114,24 @@ class Panels {
         return {factor.panels + piece.begin * bytes, factor.panels + until * bytes};
     }
 };
+
+// out[begin..end] = the rows of a token's choices, weighted, and what every token uses. All rows are read at
+// once: each by itself would wait for memory.
+void sum_choices(const float *rows, const int64_t *place, const float *weights, int64_t choices, const float *always,
+                 int64_t hidden, int64_t begin, int64_t end, uint16_t *out) {
+    for (int64_t at = begin; at < end; at += PANEL) {
+        const int64_t count = std::min<int64_t>(PANEL, end - at);
+        float sum[PANEL] = {};
+        for (int64_t k = 0; k < choices; k++) {
+            if (place[k] < 0) continue;
+            const float *from = rows + place[k] * hidden + at, weight = weights[k];
+            for (int64_t i = 0; i < count; i++) sum[i] += weight * from[i];
+        }
+        if (always)
+            for (int64_t i = 0; i < count; i++) sum[i] += always[at + i];
+        round_to_bf16(sum, count, out + at);
+    }
+}
 }  // namespace
 
 extern "C" void step3_ffn_forward(Workspace *workspace, int64_t threads, const step3_ffn *ffn, const uint16_t *x,
@@ -147,7 +166,11 @@ extern "C" void step3_ffn_forward(Workspace *workspace, int64_t threads, const s
         jobs.emplace_back(ffn->always_gate_up, ffn->always_down, 0, chosen, tokens);
     }
     int64_t inner_pairs = 0;
-    for (const Job &job : jobs) inner_pairs = std::max(inner_pairs, job.down.pairs);
+    std::vector<std::pair<const Job *, int64_t>> tiles;
+    for (const Job &job : jobs) {
+        inner_pairs = std::max(inner_pairs, job.down.pairs);
+        for (int64_t tile = 0; tile < job.tiles.count; tile++) tiles.emplace_back(&job, tile);
+    }
     uint32_t *packed = workspace->buffers[2].get<uint32_t>(rows * pairs);
     uint32_t *inner = workspace->buffers[3].get<uint32_t>(rows * inner_pairs);
     float *outer = workspace->buffers[4].get<float>(rows * hidden);
@@ -157,13 +180,13 @@ extern "C" void step3_ffn_forward(Workspace *workspace, int64_t threads, const s
 
     run(*workspace, threads, [&](Worker &worker) {
         inner_product.expect(worker);
-        worker.each((rows + 15) / 16, [&](int64_t group) {
-            const Job *job = jobs.data();
-            for (int64_t row = group * 16; row < std::min(rows, group * 16 + 16); row++) {
-                while (row >= job->first + job->tiles.rows) job++;
-                Place to(packed + job->first * pairs, job->tiles, row - job->first, pairs);
-                pack_bf16(x + token_of[row] * hidden, hidden, pairs, to);
-            }
+        worker.each((int64_t)tiles.size(), [&](int64_t i) {
+            const auto &[job, tile] = tiles[(size_t)i];
+            const int count = job->tiles.size(tile);
+            const int64_t row = job->first + job->tiles.start(tile);
+            const uint16_t *own[TILE];
+            for (int r = 0; r < count; r++) own[r] = x + token_of[row + r] * hidden;
+            pack_tile(own, count, hidden, pairs, packed + row * pairs);
         });
         outer_product.expect(worker);
         inner_product.run(worker, packed, pairs, [&](const Job &job, int64_t row, int count, int64_t panel, const float *sums) {
@@ -186,18 +209,8 @@ extern "C" void step3_ffn_forward(Workspace *workspace, int64_t threads, const s
         worker.each(tokens * parts, [&](int64_t task) {
             const int64_t token = task / parts, begin = task % parts * width, end = std::min(hidden, begin + width);
             if (begin >= end) return;
-            float *sum = worker.own().get<float>(end - begin);
-            const float *first = outer + (chosen + token) * hidden + begin;
-            for (int64_t i = 0; i < end - begin; i++) sum[i] = 0.f;
-            for (int64_t k = 0; experts && k < top_k; k++) {
-                const int64_t row = place[token * top_k + k];
-                if (row < 0) continue;
-                const float *from = outer + row * hidden + begin, weight = weights[token * top_k + k];
-                for (int64_t i = 0; i < end - begin; i++) sum[i] += weight * from[i];
-            }
-            if (always)
-                for (int64_t i = 0; i < end - begin; i++) sum[i] += first[i];
-            for (int64_t i = 0; i < end - begin; i++) out[token * hidden + begin + i] = (uint16_t)bf16_bits(sum[i]);
+            sum_choices(outer, place + token * top_k, weights + token * top_k, experts ? top_k : 0,
+                        always ? outer + (chosen + token) * hidden : nullptr, hidden, begin, end, out + token * hidden);
         });
     });
 }

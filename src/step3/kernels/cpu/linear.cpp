@@ -9,8 +9,10 @@ extern "C" void step3_linear(Workspace *workspace, int64_t threads, const step3_
     Tiles tiles(rows);
     uint32_t *packed = workspace->buffers[0].get<uint32_t>(rows * m->pairs);
     run(*workspace, threads, [&](Worker &worker) {
-        worker.each(rows, [&](int64_t row) {
-            pack_bf16(x + row * columns, columns, m->pairs, Place(packed, tiles, row, m->pairs));
+        worker.each(tiles.count, [&](int64_t tile) {
+            const uint16_t *own[TILE];
+            for (int r = 0; r < tiles.size(tile); r++) own[r] = x + (tiles.start(tile) + r) * columns;
+            pack_tile(own, tiles.size(tile), columns, m->pairs, packed + tiles.start(tile) * m->pairs);
         });
         multiply_all(worker, *m, packed, rows,
                      [&](int64_t row, int count, int64_t panel, const float *sums) {

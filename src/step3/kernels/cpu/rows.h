@@ -12,14 +12,17 @@ static inline void round_to_bf16(const float *x, int64_t size, uint16_t *out) {
 }
 
 static inline void pack_floats(const float *x, int64_t size, int64_t pairs, const Place &to) {
-    constexpr int64_t AT_ONCE = 128;
+    constexpr int64_t AT_ONCE = 128, FETCHED = 64;  // pairs ahead, whose lines are far from each other
     alignas(64) uint16_t rounded[AT_ONCE];
     uint32_t *at = to.at;
     const int64_t even = size / 2 * 2;
     for (int64_t begin = 0; begin < even; begin += AT_ONCE) {
         const int64_t count = std::min(AT_ONCE, even - begin);
         round_to_bf16(x + begin, count, rounded);
-        for (int64_t i = 0; i < count; i += 2, at += to.step) memcpy(at, rounded + i, 4);
+        for (int64_t i = 0; i < count; i += 2, at += to.step) {
+            _mm_prefetch((const char *)(at + FETCHED * to.step), _MM_HINT_T0);
+            memcpy(at, rounded + i, 4);
+        }
     }
     if (size % 2) {
         *at = bf16_bits(x[size - 1]);
@@ -28,18 +31,13 @@ static inline void pack_floats(const float *x, int64_t size, int64_t pairs, cons
     for (int64_t i = (size + 1) / 2; i < pairs; i++, at += to.step) *at = 0;
 }
 
-static inline void pack_bf16(const uint16_t *x, int64_t size, int64_t pairs, const Place &to) {
-    int64_t i = 0;
-    for (; i < size / 2; i++) {
-        uint32_t pair;
-        memcpy(&pair, x + 2 * i, 4);
-        to.at[i * to.step] = pair;
-    }
-    if (size % 2) {
-        to.at[i * to.step] = x[size - 1];
-        i++;
-    }
-    for (; i < pairs; i++) to.at[i * to.step] = 0;
+// Rows of bf16 that make a whole tile: written from front to back.
+static inline void pack_tile(const uint16_t *const *rows, int count, int64_t size, int64_t pairs, uint32_t *to) {
+    for (int64_t i = 0; i < size / 2; i++, to += count)
+        for (int r = 0; r < count; r++) memcpy(to + r, rows[r] + 2 * i, 4);
+    if (size % 2)
+        for (int r = 0; r < count; r++) *to++ = rows[r][size - 1];
+    std::fill(to, to + (pairs - (size + 1) / 2) * count, 0);
 }
 
 // A product's columns that begin at `column`, without the padding of the last panel.

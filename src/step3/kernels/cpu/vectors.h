@@ -63,6 +63,7 @@ static inline Floats splat(float x) { return _mm512_set1_ps(x); }
 static inline Floats load(const float *p) { return _mm512_loadu_ps(p); }
 static inline void store(float *p, Floats x) { _mm512_storeu_ps(p, x); }
 static inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+static inline Floats either(Floats a, Floats b) { return _mm512_or_ps(a, b); }
 static inline Pairs load_pairs(const void *p) { return _mm512_loadu_si512(p); }
 static inline Operand splat_pair(const uint32_t *p) { return operand(_mm512_set1_epi32((int)*p)); }
 #else
@@ -71,6 +72,7 @@ static inline Floats splat(float x) { return _mm256_set1_ps(x); }
 static inline Floats load(const float *p) { return _mm256_loadu_ps(p); }
 static inline void store(float *p, Floats x) { _mm256_storeu_ps(p, x); }
 static inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+static inline Floats either(Floats a, Floats b) { return _mm256_or_ps(a, b); }
 static inline Pairs load_pairs(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
 static inline Operand splat_pair(const uint32_t *p) { return operand(_mm256_set1_epi32((int)*p)); }
 #endif
