@@ -64,8 +64,10 @@ class Recorder(Protocol):
         """`stage` worked for a lane at its current layer."""
         ...
 
-    def served(self, lanes: list["Lane"], start: float, seconds: float, batch: float) -> None:
-        """The FFN computed one call for these lanes."""
+    def served(
+        self, lanes: list["Lane"], start: float, seconds: float, batch: float, instance: int | None = None
+    ) -> None:
+        """The FFN computed one call for these lanes; `instance` is None where all of them did, alike."""
         ...
 
 
