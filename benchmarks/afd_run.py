@@ -8,6 +8,7 @@ simulated.
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -92,13 +93,15 @@ class Run:
     Attributes:
         began: second of this host's monotonic clock.
         answers: in the order of the requests.
-        cpu: seconds of the processor, by process: `front` is this one with its client; of `attention 0` only
-            the thread that takes requests and sends tokens on.
+        front: seconds of the processor that this process took, the client in it.
+        foreign: share of the cores' time that neither this process nor the instances had, but others: what
+            else runs here, or on the machine below a virtual one.
     """
 
     began: float
     answers: tuple[Answered, ...]
-    cpu: dict[str, float]
+    front: float
+    foreign: float
 
     @property
     def tokens(self) -> int:
@@ -173,10 +176,12 @@ class Deployment:
         runs = []
         for load in loads:
             await asyncio.sleep(REST)
-            before, began = self._cpu(), time.monotonic()
+            before, began = self._used(), time.monotonic()
             answers = await asyncio.gather(*(self._ask(at, one, began) for at, one in enumerate(load)))
-            cpu = {name: seconds - before[name] for name, seconds in self._cpu().items()}
-            runs.append(Run(began, tuple(answers), cpu))
+            seconds = time.monotonic() - began
+            front, own, everyone = (now - then for now, then in zip(self._used(), before, strict=True))
+            foreign = max(everyone - own, 0.0) / (seconds * len(os.sched_getaffinity(0)))
+            runs.append(Run(began, tuple(answers), front, foreign))
         return runs
 
     async def _ask(self, number: int, asked: Asked, began: float) -> Answered:
@@ -195,9 +200,14 @@ class Deployment:
             first = first or last
         return Answered(asked, first, last)
 
-    def _cpu(self) -> dict[str, float]:
-        seconds = {"front": time.process_time()}
-        for one in self._llm.front.describe()["attention"]:
-            with open(f"/proc/{one['pid']}/task/{one['pid']}/schedstat", encoding="ascii") as file:
-                seconds[f"attention {one['instance']}"] = int(file.read().split()[0]) * 1e-9
-        return seconds
+    def _used(self) -> tuple[float, float, float]:
+        """Seconds of the processor: of this process, of it and all instances, and of everyone."""
+        described = self._llm.front.describe()
+        front = time.process_time()
+        pids = [one["pid"] for role in ("attention", "ffn") for one in described[role]]
+        # The kernel's name of the clock that counts another process's time.
+        own = front + sum(time.clock_gettime((~pid << 3) | 2) for pid in pids)
+        with open("/proc/stat", encoding="ascii") as file:
+            user, nice, system, _, _, irq, soft_irq, steal = map(int, file.readline().split()[1:9])
+        ticks = user + nice + system + irq + soft_irq + steal
+        return front, own, ticks / os.sysconf("SC_CLK_TCK")

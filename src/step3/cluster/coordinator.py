@@ -77,6 +77,7 @@ class Coordinator:
         self._spans: dict[Member, asyncio.Future[Any]] = {}
         self._retired: list[Mapping[str, Any]] = []
         self._is_stopping = False
+        self._recording = asyncio.Lock()
         self.address: str | None = None
         self.restarts: Counter[str] = Counter()
         self.requests = Dispatch(self._send, self._let_go_if_idle)
@@ -212,7 +213,11 @@ class Coordinator:
         self._let_go_if_idle(member)
 
     async def record(self, seconds: float) -> list[InstanceSpans]:
-        """What all instances do for so long."""
+        """What all instances do for so long; who asks meanwhile waits for a recording of its own."""
+        async with self._recording:
+            return await self._record(seconds)
+
+    async def _record(self, seconds: float) -> list[InstanceSpans]:
         for channel in self._channels.values():
             channel.send({"type": "record", "seconds": seconds + 1.0})
         await asyncio.sleep(seconds)

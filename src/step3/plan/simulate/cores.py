@@ -37,15 +37,13 @@ class Host:
     """The same of an FFN instance."""
     wake: float = 0.0
     """Seconds from when a sleeping instance gets something to do until it begins."""
-    delivery: float = 0.0
-    """Seconds for each token that an attention instance takes beside its lanes, on its core."""
     front: float = 0.0
     """Seconds for each token of the process in front of all instances, on any core."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.cores <= MAX_CORES:
             raise SimulationError(f"a host has from 1 to {MAX_CORES:,} cores, not {self.cores}")
-        for name in ("attention_contention", "ffn_contention", "wake", "delivery", "front"):
+        for name in ("attention_contention", "ffn_contention", "wake", "front"):
             value = getattr(self, name)
             if not 0 <= value <= 1000:
                 raise SimulationError(f"{name.replace('_', ' ')} must be from 0 to 1000, not {value:g}")

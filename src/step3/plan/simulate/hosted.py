@@ -81,7 +81,6 @@ class HostedPipeline:
 
         self._instances = instances
         self._attention = [thread(number, host.attention_contention) for number in range(len(instances))]
-        self._delivery = [thread(number, host.attention_contention) for number in range(len(instances))]
         self._front = Thread(None, host.attention_contention)
         self._shards: dict[tuple[int, int], list[_Server]] = {}
         self._servers: list[_Server] = []
@@ -100,14 +99,11 @@ class HostedPipeline:
         lane.layer, lane.load = 0, load
         self._ready(lane)
 
-    def deliver(self, instance: Instance, tokens: float) -> None:
-        """An attention instance has tokens for the front, which has them for clients."""
-        for thread, each in (
-            (self._delivery[instance.number], self._host.delivery),
-            (self._front, self._host.front),
-        ):
-            if each and tokens:
-                self._cores.submit(thread, lambda seconds=each * tokens: seconds, _nothing)  # type: ignore[misc]
+    def deliver(self, tokens: float) -> None:
+        """The process in front of all instances gets tokens for its clients."""
+        seconds = self._host.front * tokens
+        if seconds:
+            self._cores.submit(self._front, lambda: seconds, _nothing)
 
     def worked(self) -> Worked:
         """What every resource has worked until now; FFN and links as the mean of their instances."""

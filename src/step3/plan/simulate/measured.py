@@ -18,7 +18,6 @@ host:                        # optional: all instances share a host's cores, and
   attention_contention: 0.2  # optional: attention takes so much longer while all other cores are at work
   ffn_contention: 0.1        # optional: the same of an FFN instance
   wake_us: 60                # optional: until a sleeping instance begins
-  delivery_us: 150           # optional: for each token, beside the lanes of an attention instance
   front_us: 100              # optional: for each token, in front of all instances
 ```
 
@@ -152,13 +151,13 @@ def read_measured(path: Path) -> MeasuredTimes:
 
 
 def _host(values: Fields) -> Host:
-    names = ("attention_contention", "ffn_contention", "wake_us", "delivery_us", "front_us")
+    names = ("attention_contention", "ffn_contention", "wake_us", "front_us")
     if unknown := set(map(str, values.values)) - {"cores", "bound", *names}:
         names_known = ", ".join(("cores", "bound", *names))
         raise values.fail(f"{sorted(unknown)[0]:.60} is unknown; the names are {names_known}")
-    attention, ffn, wake, delivery, front = (values.number(name, 0.0) for name in names)
+    attention, ffn, wake, front = (values.number(name, 0.0) for name in names)
     is_bound = values.flag("bound", True)
-    return Host(values.integer("cores"), is_bound, attention, ffn, wake * 1e-6, delivery * 1e-6, front * 1e-6)
+    return Host(values.integer("cores"), is_bound, attention, ffn, wake * 1e-6, front * 1e-6)
 
 
 def _kind(values: Fields) -> LayerKind:

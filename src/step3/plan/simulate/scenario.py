@@ -144,9 +144,7 @@ class Scenario:
         if self.faults.failures:
             raise SimulationError("instances that share a host's cores cannot --fail in a simulation yet")
         if self.merge is not Merge.LAYER or self.gather:
-            raise SimulationError(
-                "instances that share a host's cores --merge by layer, without --gather"
-            )
+            raise SimulationError("instances that share a host's cores --merge by layer, without --gather")
         if self.cards.attention != 1 or self.cards.ffn > 1:
             raise SimulationError("instances that share a host's cores have one card each")
         if self.simulated != self.topology.attention:

@@ -290,7 +290,7 @@ class Simulation:
         seconds = now - since
         outcome = batching.end_step(batch)
         if isinstance(self.pipeline, HostedPipeline):
-            self.pipeline.deliver(lane.instance, outcome.tokens)
+            self.pipeline.deliver(outcome.tokens)
         batch.since = now
         tally.output.spread(since, now, outcome.tokens)
         if tally.counting:
