@@ -1,4 +1,4 @@
-"""Measures what the simulator wants to know of this machine: stage times as `step3 simulate --times` reads them.
+"""Measures stage times on this machine, as `step3 simulate --times` reads them.
 
 Used by `simulator_against_runs.py`. All comes of runs of one attention and one FFN instance:
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,7 +133,7 @@ def stage_times(alone: Sequence[Spans], together: Spans) -> dict[str, Any]:
     short64, short128, chunked, *decoded, long = alone
     between = median(
         after.start - before.end
-        for before, after in zip(together.ffn, together.ffn[1:], strict=False)
+        for before, after in pairwise(together.ffn)
         if after.start - before.end < 1000
     )
     gaps, step_gaps = [], {}
@@ -225,7 +226,7 @@ def hops(spans: Spans, rows: int) -> tuple[float, float, float]:
     computing = [(span, True) for span in spans.attention if span.rows == rows]
     seen = sorted(computing + [(span, False) for span in spans.away if span.rows == rows])
     out, back, steps = [], [], []
-    for (before, was_attention), (after, is_attention) in zip(seen, seen[1:], strict=False):
+    for (before, was_attention), (after, is_attention) in pairwise(seen):
         gap = after.start - before.end
         if was_attention and is_attention and before.layer < 0:
             steps.append(gap)

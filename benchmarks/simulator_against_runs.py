@@ -1,16 +1,17 @@
 """The simulator against the AFD engine: the same loads, simulated and run on this machine.
 
     python benchmarks/simulator_against_runs.py --out runs.json --picture runs.png
-    python benchmarks/simulator_against_runs.py --case "2A1F, 2 lanes" --calibration runs.json
+    python benchmarks/simulator_against_runs.py --calibration runs.json --case 2A2F --case 3A --out runs.json
     python benchmarks/simulator_against_runs.py --again runs.json
 
-First this machine is calibrated (`afd_calibration.py`: one attention and one FFN instance, seven loads for
-one lane and one for three). Then loads that the calibration has not seen are run on deployments of up to four
-instances on this host's cores, each bound to a core, some thrice, and simulated with the calibrated times,
-the same requests at the same times, and the same rules of batching. Printed are the mean TPOT over requests
-and the output tokens a second from the first request to the last token; of the runs the median. A run during
-which others had more than 4 % of the cores' time is repeated if there is time. `--again` simulates the loads of
-an earlier output anew, without running them.
+First this machine is calibrated (`afd_calibration.py`: one attention and one FFN instance, nine loads for one
+lane and one for three). Then loads that the calibration has not seen are run on deployments of up to four
+instances on this host's cores, each bound to a core, and simulated with the calibrated times, the same
+requests at the same times, and the same rules of batching. Printed are the mean TPOT over requests and the
+output tokens a second from the first request to the last token; of three runs the median. A run during which
+others had more than 4 % of the cores' time is repeated, twice at most. `--calibration` takes an earlier
+output's calibration, and shows its cases beside the new ones; `--again` simulates an earlier output's cases
+anew, without running them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -124,12 +125,13 @@ def measure(folder: Path, case: Case) -> list[dict[str, float]]:
     return sorted(found, key=lambda one: one["foreign"])[:RUNS]
 
 
-def simulated(case: Case, times: dict[str, Any]) -> Result:
-    """The same load, simulated with the times of a calibration."""
+def simulated(case: Case, times: Mapping[str, Any]) -> Result:
+    """The same load, simulated with the times of a calibration, which has them by sharding."""
     shape = case.shape
+    experts, slices = sharding(shape)
     with tempfile.TemporaryDirectory() as folder:
         calibrated, trace = Path(folder) / "times.yaml", Path(folder) / "load.jsonl"
-        calibrated.write_text(json.dumps(times))
+        calibrated.write_text(json.dumps(times[f"{experts}x{slices}"]))
         lines = (
             {"arrival": one.at, "prompt_tokens": one.prompt, "output_tokens": one.output} for one in case.load
         )
@@ -155,7 +157,7 @@ def simulated(case: Case, times: dict[str, Any]) -> Result:
         return simulate(scenario)
 
 
-def compared(case: Case, runs: Sequence[dict[str, float]], times: dict[str, Any]) -> dict[str, Any]:
+def compared(case: Case, runs: Sequence[dict[str, float]], times: Mapping[str, Any]) -> dict[str, Any]:
     result = simulated(case, times)
     tpot = statistics.median(one["tpot"] for one in runs)
     throughput = statistics.median(one["throughput"] for one in runs)
@@ -267,34 +269,38 @@ def main(
     if source := again or calibration:
         earlier = json.loads(source.read_text())
         times = earlier["times"]
-        before = {row["case"]: row["runs"] for row in earlier["cases"]} if again else {}
-    rows = []
+        before = {row["case"]: row["runs"] for row in earlier["cases"]}
+    rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = network or Path(temporary)
         if not again and not (folder / "config.json").exists():
             write_network(folder)
         if times is None:
-            shardings = {(one.shape.expert_parallel, one.shape.tensor_parallel) for one in CASES}
+            shardings = {sharding(one.shape) for one in CASES}
             times = calibrate(folder, sorted(shardings))
             keep(out, times, rows)
-        for one in chosen:
-            if again and one.name not in before:
-                continue
-            runs = before[one.name] if again else measure(folder, one)
-            sharding = f"{one.shape.expert_parallel}x{one.shape.tensor_parallel}"
-            rows.append(compared(one, runs, times[sharding]))
+        for one in CASES:
+            if one.name in before and (again or one not in chosen):
+                rows[one.name] = compared(one, before[one.name], times)
+        for one in chosen if again is None else ():
+            rows[one.name] = compared(one, measure(folder, one), times)
             keep(out, times, rows)
             print(f"{one.name}: done", file=sys.stderr)
-    Console(width=150).print(render(rows))
-    print(verdict(rows))
+    ordered = [rows[one.name] for one in CASES if one.name in rows]
+    Console(width=150).print(render(ordered))
+    print(verdict(ordered))
     if picture is not None:
-        draw(rows, picture)
+        draw(ordered, picture)
 
 
-def keep(out: Path | None, times: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
-    """What there is so far: a run that is cut off is not lost."""
+def sharding(shape: Topology) -> tuple[int, int]:
+    return shape.expert_parallel, shape.tensor_parallel
+
+
+def keep(out: Path | None, times: Mapping[str, Any], rows: Mapping[str, Any]) -> None:
+    """Writes what there is so far, so that it is there when the rest is cut off."""
     if out is not None:
-        out.write_text(json.dumps({"times": times, "cases": list(rows)}, indent=1))
+        out.write_text(json.dumps({"times": times, "cases": list(rows.values())}, indent=1))
 
 
 if __name__ == "__main__":

@@ -190,6 +190,15 @@ def simulate(
             rich_help_panel=_LOAD,
         ),
     ] = 512,
+    step_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens of a lane's step on a card at most: prompts get what decoding leaves of them.",
+            metavar="TOKENS",
+            rich_help_panel=_LOAD,
+        ),
+    ] = None,
     straggler: Annotated[
         list[str] | None,
         typer.Option(
@@ -373,6 +382,7 @@ def simulate(
         scenario,
         prefills=prefill,
         chunk=chunk,
+        step_tokens=step_tokens,
         headroom=headroom,
         merge=Merge(merge),
         gather=gather * 1e-6,

@@ -1,4 +1,4 @@
-"""What a deployment did between two looks at it: where the time went, what limits it now, and who straggles."""
+"""What a deployment did between two looks at it: where the time went, what limits it, and who straggles."""
 
 from __future__ import annotations
 
