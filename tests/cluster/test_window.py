@@ -68,17 +68,39 @@ def test_where_nobody_is_always_busy_more_lanes_find_room() -> None:
     assert line == "nobody computes all the time (FFN 0 most, 60%): more lanes or requests find room"
 
 
-def test_stragglers_of_both_roles_are_found_by_their_own_clocks() -> None:
-    attentions = [
-        {"instance": number, "window_seconds": 1.0, "lanes": [lane(seconds, 0.1, 10, tokens)]}
-        for number, (seconds, tokens) in enumerate([(0.2, 100), (0.4, 100), (0.1, 50)])
+def attentions(*work: tuple[float, int, int]) -> list[dict[str, Any]]:
+    """Attention instances by (seconds, steps, tokens) of their one lane."""
+    return [
+        {"instance": number, "window_seconds": 1.0, "lanes": [lane(seconds, 0.1, steps, tokens)]}
+        for number, (seconds, steps, tokens) in enumerate(work)
     ]
-    ffns = [ffn(0, 1.0, 0.3), ffn(1, 1.0, 0.9, tokens=300), ffn(2, 1.0, 0.1, tokens=10)]
-    assert stragglers(attentions, ffns) == ["attention 1", "FFN 2"]
-    assert stragglers(attentions[:1], ffns[:1]) == []
-    with_windows = [{**one, "window_seconds": 1.0} for one in ffns]
-    assert limit_now(attentions, with_windows).endswith("; attention 1 and FFN 2 straggle")
-    assert limit_now(attentions[::2], with_windows).endswith("; FFN 2 straggles")
+
+
+def ffns(*work: tuple[float, int, int]) -> list[dict[str, Any]]:
+    """FFN instances by (seconds, calls, tokens)."""
+    return [
+        {**ffn(number, 1.0, seconds, tokens, calls=calls), "window_seconds": 1.0}
+        for number, (seconds, calls, tokens) in enumerate(work)
+    ]
+
+
+def test_who_takes_longer_for_the_same_straggles_in_both_roles() -> None:
+    slow = attentions((0.2, 10, 100), (0.4, 10, 100), (0.2, 10, 100))
+    slow_ffn = ffns((0.3, 50, 100), (0.35, 50, 100), (0.6, 50, 100))
+    assert stragglers(slow, slow_ffn) == ["attention 1", "FFN 2"]
+    assert stragglers(slow[:1], slow_ffn[:1]) == []
+    assert limit_now(slow, slow_ffn).endswith("; attention 1 and FFN 2 straggle")
+    assert limit_now(slow[::2], slow_ffn).endswith("; FFN 2 straggles")
+
+
+def test_a_batch_of_another_size_is_no_fault() -> None:
+    # Half the tokens in not much less time; four times the tokens in twice the time.
+    assert stragglers(attentions((0.2, 10, 100), (0.18, 10, 50)), []) == []
+    assert stragglers([], ffns((0.2, 50, 100), (0.4, 50, 400))) == []
+
+
+def test_a_few_calls_tell_nothing() -> None:
+    assert stragglers([], ffns((0.2, 50, 100), (0.2, 5, 10))) == []
 
 
 def event(process: int, row: int, name: str, start: float, length: float, layer: int = 0) -> dict[str, Any]:

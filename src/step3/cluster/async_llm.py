@@ -62,7 +62,7 @@ class Front:
 
     Attributes:
         tokens: the checkpoint's tokenizer and processor.
-        config: of all engines together: `max_num_seqs` is the sum of theirs.
+        config: of all engines together: `max_num_seqs` and `max_num_batched_tokens` are the sums of theirs.
         memory: of one attention instance.
     """
 
@@ -109,7 +109,7 @@ class Front:
             raise
         self.memory = MemoryPlan(**self.run(_as_coroutine(self._coordinator.memory)).result())
         self._intake = Intake(config, self._network, self.tokens, self.memory.max_model_len)
-        self.config = replace(config, max_num_seqs=config.max_num_seqs * self.cluster.topology.attention)
+        self.config = _of_all(config, self.cluster.topology.attention)
 
     @property
     def is_running(self) -> bool:
@@ -403,6 +403,12 @@ class ClusterLLM:
 
 async def _as_coroutine(read: Callable[[], _T]) -> _T:
     return read()
+
+
+def _of_all(config: EngineConfig, instances: int) -> EngineConfig:
+    """What so many attention instances of one config can do together."""
+    seats, tokens = config.max_num_seqs * instances, config.max_num_batched_tokens * instances
+    return replace(config, max_num_seqs=seats, max_num_batched_tokens=tokens)
 
 
 def _stopped() -> EngineError:

@@ -11,6 +11,9 @@ from step3.engine.timeline import Stage
 FULL = 0.9
 """Share of the time from which on an instance that computes is what limits the pipeline."""
 
+LEAST_CALLS = 20
+"""Calls by which an instance is judged at least."""
+
 MAX_SPANS = 3000
 """Spans of a picture; the latest are kept."""
 
@@ -53,11 +56,18 @@ def limit_now(attention: Sequence[Mapping[str, Any]], ffn: Sequence[Mapping[str,
 
 
 def stragglers(attention: Sequence[Mapping[str, Any]], ffn: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Instances that take far longer for a token than others of their role, each by its own clock."""
-    costs = {one["instance"]: _cost(_computed(one), _tokens(one)) for one in attention if _tokens(one)}
-    ffn_costs = {one["instance"]: _cost(one["seconds"], one["tokens"]) for one in ffn if one["tokens"]}
-    found = [f"attention {number}" for number in [straggler(costs)] if number is not None]
-    return found + [f"FFN {number}" for number in [straggler(ffn_costs)] if number is not None]
+    """Instances that take far longer than others of their role, each by its own clock.
+
+    Longer both for a token and for a call: a small batch costs more for each token, a large one more for each
+    call, and neither is a fault.
+    """
+    work = [
+        (f"attention {one['instance']}", _computed(one), _sum(one, "tokens"), _sum(one, "calls"))
+        for one in attention
+    ]
+    ffn_work = [(f"FFN {one['instance']}", one["seconds"], one["tokens"], one["calls"]) for one in ffn]
+    found = [_straggler(each) for each in (work, ffn_work)]
+    return [name for name in found if name is not None]
 
 
 def picture(trace: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,14 +154,18 @@ def _computed(attention: Mapping[str, Any]) -> float:
     return float(sum(lane["attention"] for lane in attention["lanes"]))
 
 
-def _tokens(attention: Mapping[str, Any]) -> int:
-    return int(sum(lane["tokens"] for lane in attention["lanes"]))
-
-
 def _busy(one: Mapping[str, Any], seconds: float) -> float:
     window = one["window_seconds"]
     return min(seconds / window, 1.0) if window else 0.0
 
 
-def _cost(seconds: float, tokens: int) -> float:
-    return seconds / tokens
+def _sum(attention: Mapping[str, Any], name: str) -> int:
+    return int(sum(lane[name] for lane in attention["lanes"]))
+
+
+def _straggler(work: Sequence[tuple[str, float, int, int]]) -> str | None:
+    """Of instances with their seconds, tokens and calls, the one that is slow by both."""
+    enough = [one for one in work if one[3] >= LEAST_CALLS]
+    by_token = straggler({number: one[1] / one[2] for number, one in enumerate(enough)})
+    by_call = straggler({number: one[1] / one[3] for number, one in enumerate(enough)})
+    return None if by_token is None or by_token != by_call else enough[by_token][0]

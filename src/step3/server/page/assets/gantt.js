@@ -58,7 +58,7 @@ export class Gantt {
       }
     });
     this.drawAxis(pen, rows.length * ROW, width, quiet, colour("line"));
-    this.canvas.setAttribute("aria-label", `What ${rows.length} lanes and FFN instances did in ${(microseconds / 1e3).toFixed(0)} ms`);
+    this.canvas.setAttribute("aria-label", `Lanes and FFN instances over ${(microseconds / 1e3).toFixed(0)} ms`);
   }
 
   drawAxis(pen, top, width, quiet, line) {

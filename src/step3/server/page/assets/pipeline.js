@@ -9,7 +9,8 @@ const LONGEST_REST = 15_000;
 const STAGES = ["attention", "wire", "waiting", "ffn"];
 
 const at = (id) => document.getElementById(id);
-const gantt = new Gantt(at("gantt"), (words) => (at("pointed").textContent = words));
+const HINT = "Point at a span to see its layer and how long it took.";
+const gantt = new Gantt(at("gantt"), (words) => (at("pointed").textContent = words || HINT));
 let isPaused = false;
 let wake = () => {};
 
@@ -17,6 +18,7 @@ async function start() {
   setUpTheme(at("theme"));
   at("theme").addEventListener("click", () => gantt.draw());
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => gantt.draw());
+  at("pointed").textContent = HINT;
   at("pause").onclick = () => {
     isPaused = !isPaused;
     at("pause").setAttribute("aria-pressed", String(isPaused));
