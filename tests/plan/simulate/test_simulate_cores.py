@@ -48,6 +48,12 @@ def test_threads_of_different_cores_do_not_disturb_each_other() -> None:
     assert found == [near((0, 1)), near((0, 3))]
 
 
+def test_cores_tell_how_long_they_worked() -> None:
+    run = Run(2, (Thread(core=0), [1.0]), (Thread(core=0), [1.0]), (Thread(), [3.0]))
+    # What wanders is on the other core for two seconds, then on both as much.
+    assert run.cores.busy == pytest.approx([2.5, 2.5])
+
+
 def test_contention_slows_while_the_other_core_works() -> None:
     # The first takes 1.5 times as long as long as the second works, which is 3.
     found = Run(2, (Thread(core=0, contention=0.5), [4.0]), (Thread(core=1), [3.0])).spans

@@ -1,9 +1,11 @@
 from dataclasses import replace
+from io import StringIO
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from simulated import AffineTimes, scenario
 
 from step3.plan.simulate import Result, Scenario, simulate
@@ -11,6 +13,7 @@ from step3.plan.simulate.cores import Host
 from step3.plan.simulate.errors import SimulationError
 from step3.plan.simulate.faults import parse_failures, parse_stragglers
 from step3.plan.simulate.pipeline import Merge
+from step3.plan.simulate.report import as_json, render
 from step3.plan.simulate.trace import Recording, trace_events
 
 TIMES = AffineTimes(attention_s=1e-3, out_s=0.1e-3, ffn_s=2e-3, back_s=0.1e-3, head_s=0.5e-3)
@@ -119,6 +122,26 @@ def test_where_a_tokens_time_goes_adds_up() -> None:
     spent = result.per_token
     parts = (spent.attention, spent.out, spent.ffn, spent.back, spent.wait_attention, spent.wait_ffn)
     assert sum(parts) == pytest.approx(result.token.mean, rel=1e-6)
+
+
+def test_what_limits_is_the_core_where_no_instance_is_always_at_work() -> None:
+    result = simulate(hosted("2A1F", Host(1), times=replace(TIMES, ffn_s=0.2e-3), lanes=1))
+    assert result.busy.core == pytest.approx(1.0, abs=0.1)
+    assert result.limit.binding == "core"
+    assert "the host's busiest core, busy" in result.limit.words
+    alone = simulate(hosted("1A1F", Host(2), times=replace(TIMES, ffn_s=0.2e-3), lanes=3))
+    assert alone.limit.binding == "attention"
+
+
+def test_a_report_says_that_instances_share_a_host() -> None:
+    chosen = hosted("1A1F", Host(2, is_bound=False))
+    console = Console(width=80, file=StringIO())
+    console.print(render("times", chosen, simulate(chosen), None))
+    report = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "all on one host of 2 cores, over which instances wander" in report
+    assert "busiest core" in report
+    assert "closed form" not in report
+    assert as_json(chosen, simulate(chosen), None, None)["closed_form"] is None
 
 
 def test_each_ffn_instance_has_a_row_of_its_own_in_the_trace() -> None:

@@ -79,11 +79,16 @@ class Cores:
     Args:
         clock: the simulation's time.
         count: cores.
+
+    Attributes:
+        busy: seconds of work of each core, up to the last change.
     """
 
     def __init__(self, clock: Clock, count: int) -> None:
         self._clock, self._count = clock, count
+        self.busy = [0.0] * count
         self._running: list[Thread] = []
+        self._loads = [0.0] * count
         self._since = 0.0
         self._next = 0
 
@@ -106,13 +111,15 @@ class Cores:
         passed, self._since = self._clock.now - self._since, self._clock.now
         for thread in self._running:
             thread._left -= passed * thread._rate
+        for core, load in enumerate(self._loads):
+            self.busy[core] += passed * min(load, 1.0)
 
     def _expect(self) -> None:
         """Set how fast each thread is from now on, and look when the first is done."""
         self._next += 1
+        self._set_rates()
         if not self._running:
             return
-        self._set_rates()
         first = min(self._running, key=lambda thread: thread._left / thread._rate)
         end = self._clock.now + max(first._left / first._rate, 0.0)
         self._clock.at(end, Order.ANSWER, self._end, (self._next, first))
@@ -125,6 +132,7 @@ class Cores:
                 loads[thread.core] += 1
         wandering = sum(thread.core is None for thread in running)
         level = _water_level(loads, wandering) if wandering else 0.0
+        self._loads = [max(load, level) for load in loads]
         working = min(sum(load > 0 for load in loads) + wandering, count)
         others = (working - 1) / (count - 1) if count > 1 else 0.0
         for thread in running:

@@ -120,6 +120,7 @@ class HostedPipeline:
             self._back / count,
             self._calls,
             self._products,
+            tuple(self._cores.busy),
         )
 
     def _ready(self, lane: Lane) -> None:

@@ -162,9 +162,7 @@ class Simulation:
     def worked(self) -> Worked:
         """What every resource worked since the counting began."""
         now, before = self.pipeline.worked(), self._worked_before
-        if before is None:
-            return now
-        return Worked(*(getattr(now, name) - getattr(before, name) for name in Worked.__dataclass_fields__))
+        return now if before is None else now.since(before)
 
     @property
     def waiting(self) -> int:
