@@ -49,15 +49,19 @@ def test_an_instance_that_was_replaced_or_is_silent_has_nothing_to_compare() -> 
     assert found["attention"][0]["lanes"][0]["steps"] == 0
     assert found["ffn"][0]["window_seconds"] is None
     assert found["limit"] == "nothing is being computed"
-    loading = described([attention(0, None)], [])
+    loading = described([attention(0, None)], [ffn(0, None, 0.0)])
     assert between(loading, after)["attention"][0]["lanes"][0]["steps"] == 0
 
 
 def test_an_instance_that_had_no_lanes_yet_counts_from_nothing() -> None:
-    before = described([attention(0, 1.0)], [])
-    found = between(before, described([attention(0, 2.0, lane(0.95, 0.0, 3, 48))], []))
+    before = described([attention(0, 1.0)], [ffn(0, 1.0, 0.0)])
+    found = between(before, described([attention(0, 2.0, lane(0.95, 0.0, 3, 48))], [ffn(0, 2.0, 0.5)]))
     assert found["attention"][0]["lanes"][0]["steps"] == 3
     assert found["limit"].startswith("attention 0 is the limit: it computes 95%")
+
+
+def test_monoliths_have_no_pipeline() -> None:
+    assert "there is no pipeline" in limit_now([{"instance": 0, "window_seconds": 1.0, "lanes": []}], [])
 
 
 def test_where_nobody_is_always_busy_more_lanes_find_room() -> None:

@@ -40,6 +40,8 @@ def between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, An
 
 def limit_now(attention: Sequence[Mapping[str, Any]], ffn: Sequence[Mapping[str, Any]]) -> str:
     """A line that says what more tokens would need."""
+    if not ffn:
+        return "each attention instance computes its FFNs itself: there is no pipeline"
     busy = {
         **{f"attention {one['instance']}": _busy(one, _computed(one)) for one in attention},
         **{f"FFN {one['instance']}": _busy(one, one["seconds"]) for one in ffn},

@@ -54,6 +54,7 @@ function show(found) {
   at("limit").textContent = sentence(found.limit);
   at("limit").classList.toggle("straggles", found.stragglers.length > 0);
   gantt.show(found.picture);
+  at("moment").hidden = !found.picture.rows.length;
   at("attention").replaceChildren(...found.attention.map((one) => attentionCard(one, found.stragglers)));
   at("ffn").replaceChildren(...found.ffn.map((one) => ffnCard(one, found.stragglers)));
   at("ffn-panel").hidden = !found.ffn.length;
