@@ -10,8 +10,9 @@ instances on this host's cores, each bound to a core but where a case says other
 calibrated times, the same requests at the same times, and the same rules of batching. Printed are the mean
 TPOT over requests and the output tokens a second from the first request to the last token; of three runs the
 median. A run during which others had more than 4 % of the cores' time does not count and is repeated, twice
-at most. `--calibration` takes an earlier output's calibration, and shows its cases beside the new ones;
-`--again` simulates an earlier output's cases anew, without running them.
+at most; a case without a run that counts is shown and not judged. `--calibration` takes an earlier output's
+calibration, and shows its cases beside the new ones; `--again` simulates an earlier output's cases anew,
+without running them.
 """
 
 from __future__ import annotations
@@ -160,6 +161,8 @@ def simulated(case: Case, times: Mapping[str, Any]) -> Result:
 
 
 def compared(case: Case, runs: Sequence[dict[str, float]], times: Mapping[str, Any]) -> dict[str, Any]:
+    """What came of a case's runs, those that count if there are any, and of its simulation."""
+    runs = quiet(runs) or runs
     result = simulated(case, times)
     tpot = statistics.median(one["tpot"] for one in runs)
     throughput = statistics.median(one["throughput"] for one in runs)
@@ -171,6 +174,7 @@ def compared(case: Case, runs: Sequence[dict[str, float]], times: Mapping[str, A
         "measured": {"tpot": tpot, "throughput": throughput},
         "simulated": {"tpot": mean, "throughput": result.tokens_per_second},
         "error": {"tpot": mean / tpot - 1, "throughput": result.tokens_per_second / throughput - 1},
+        "counts": runs == quiet(runs),
     }
 
 
@@ -191,7 +195,7 @@ def render(rows: Sequence[dict[str, Any]]) -> Table:
         measured, found, error = row["measured"], row["simulated"], row["error"]
         tpots = [one["tpot"] for one in row["runs"]]
         table.add_row(
-            row["case"],
+            row["case"] if row["counts"] else f"({row['case']})",
             f"{measured['tpot'] * 1e3:.1f}",
             f"{found['tpot'] * 1e3:.1f}",
             f"{error['tpot']:+.1%}",
@@ -206,9 +210,12 @@ def render(rows: Sequence[dict[str, Any]]) -> Table:
 
 def verdict(rows: Sequence[dict[str, Any]]) -> str:
     """One line for each figure: mean and greatest error, and how many are within the bar."""
-    lines = []
+    judged = [row for row in rows if row["counts"]]
+    lines = [f"not judged, since others had the cores: {row['case']}" for row in rows if not row["counts"]]
+    if not judged:
+        return "\n".join(lines)
     for name, words in (("tpot", "mean TPOT"), ("throughput", "throughput")):
-        errors = [abs(row["error"][name]) for row in rows]
+        errors = [abs(row["error"][name]) for row in judged]
         within = sum(error <= BAR for error in errors)
         lines.append(
             f"{words}: error {statistics.mean(errors):.1%} on average, {max(errors):.1%} at most; "
@@ -220,6 +227,8 @@ def verdict(rows: Sequence[dict[str, Any]]) -> str:
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Simulated against measured, with the band of the bar."""
     from matplotlib.figure import Figure
+
+    rows = [row for row in rows if row["counts"]]
 
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     for axes, name, label, scale in zip(
@@ -282,10 +291,12 @@ def main(
             times = calibrate(folder, sorted(shardings))
             keep(out, times, rows)
         for one in CASES:
-            if one.name in before and (again or one not in chosen):
+            if one.name in before:
                 rows[one.name] = compared(one, before[one.name], times)
         for one in chosen if again is None else ():
-            rows[one.name] = compared(one, measure(folder, one), times)
+            runs = measure(folder, one)
+            if quiet(runs) or not quiet(before.get(one.name, [])):
+                rows[one.name] = compared(one, runs, times)
             keep(out, times, rows)
             print(f"{one.name}: done", file=sys.stderr)
     ordered = [rows[one.name] for one in CASES if one.name in rows]
