@@ -227,6 +227,7 @@ def verdict(rows: Sequence[dict[str, Any]]) -> str:
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Simulated against measured, with the band of the bar."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     rows = [row for row in rows if row["counts"]]
 
@@ -245,14 +246,18 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
             ends, [end * (1 - BAR) for end in ends], [end * (1 + BAR) for end in ends], color="#dddddd", lw=0
         )
         axes.plot(ends, ends, color="#888888", lw=1)
-        axes.scatter(measured, found, s=28, color="#2a6fb0", zorder=3)
-        for x, y, row in zip(measured, found, rows, strict=True):
-            topology, lanes, _ = row["case"].split(", ", 2)
-            text = f"{topology} × {lanes.split()[0]}"
-            axes.annotate(text, (x, y), fontsize=7, xytext=(4, -8), textcoords="offset points")
+        for number, topology in enumerate(dict.fromkeys(one.topology for one in CASES)):
+            at = [place for place, row in enumerate(rows) if row["case"].split(", ")[0] == topology]
+            x, y = [measured[place] for place in at], [found[place] for place in at]
+            axes.scatter(x, y, s=36, marker="osD^vP"[number], label=topology, zorder=3, alpha=0.85)
         axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
         axes.set(xlabel=f"measured: {label}", ylabel=f"simulated: {label}")
-    figure.suptitle(f"Simulated against measured; the band is ± {BAR:.0%}")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
+        axes.legend(fontsize=8)
+    figure.suptitle(f"Simulated against measured; the band is ±{BAR:.0%}")
     figure.savefig(path, dpi=110)
 
 
