@@ -1,4 +1,4 @@
-"""Pictures by URL from a real TLS host, on an internet of its own: a network namespace with a public address."""
+"""Pictures by URL from a real TLS host, in a network namespace with a public address of its own."""
 
 import json
 import os
