@@ -110,6 +110,7 @@ async def soak(url: str, clients: int, seconds: float, distinct: int, pids: list
         for _ in range(3):
             await asyncio.sleep(seconds / 4)
             memory.append(resident_mib(pids))
+            print(f"{dict(tally.ended)}, {sum(memory[-1]):.0f} MiB", flush=True)
         await load
         faults = [f"{what}: {count}" for what, count in tally.ended.items() if what not in ("whole", "left")]
         deadline = time.monotonic() + 30
