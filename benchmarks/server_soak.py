@@ -16,6 +16,7 @@ import random
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -168,10 +169,15 @@ def main(
         url = found[0] if found else url
         if url and "stops" in line:
             break
+    said: list[str] = []
+    # Also so that the server never waits for somebody to read.
+    threading.Thread(target=lambda: said.extend(server.stderr or ()), daemon=True).start()
     try:
         assert url is not None, "the server did not start"
         children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
         faults = asyncio.run(soak(url, clients, seconds, distinct, [server.pid, *map(int, children)]))
+        if said:
+            faults.append(f"the server said {len(said)} lines, the first: {said[0].rstrip()}")
     finally:
         server.terminate()
         server.wait(60)
