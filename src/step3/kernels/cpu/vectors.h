@@ -75,6 +75,48 @@ static inline Pairs load_pairs(const void *p) { return _mm256_loadu_si256((const
 static inline Operand splat_pair(const uint32_t *p) { return operand(_mm256_set1_epi32((int)*p)); }
 #endif
 
+// Moving 32-bit words between rows and columns: four rows for each lane of 128 bits, lane n those from 4n on.
+#if defined(__AVX512BW__)
+constexpr int LANE_ROWS = 16;
+using Lanes = __m512i;
+static inline Lanes load_lanes(const char *at, int64_t step) {
+    Lanes x = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)at));
+    x = _mm512_inserti32x4(x, _mm_loadu_si128((const __m128i *)(at + step)), 1);
+    x = _mm512_inserti32x4(x, _mm_loadu_si128((const __m128i *)(at + 2 * step)), 2);
+    return _mm512_inserti32x4(x, _mm_loadu_si128((const __m128i *)(at + 3 * step)), 3);
+}
+static inline void store_lanes(char *to, Lanes x) { _mm512_storeu_si512(to, x); }
+static inline void stream_lanes(char *to, Lanes x) { _mm512_stream_si512((__m512i *)to, x); }
+static inline Lanes unpack_low32(Lanes a, Lanes b) { return _mm512_unpacklo_epi32(a, b); }
+static inline Lanes unpack_high32(Lanes a, Lanes b) { return _mm512_unpackhi_epi32(a, b); }
+static inline Lanes unpack_low64(Lanes a, Lanes b) { return _mm512_unpacklo_epi64(a, b); }
+static inline Lanes unpack_high64(Lanes a, Lanes b) { return _mm512_unpackhi_epi64(a, b); }
+static inline Lanes shuffle_bytes(Lanes x, __m128i order) {
+    return _mm512_shuffle_epi8(x, _mm512_broadcast_i32x4(order));
+}
+#else
+constexpr int LANE_ROWS = 8;
+using Lanes = __m256i;
+static inline Lanes load_lanes(const char *at, int64_t step) {
+    Lanes x = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)at));
+    return _mm256_inserti128_si256(x, _mm_loadu_si128((const __m128i *)(at + step)), 1);
+}
+static inline void store_lanes(char *to, Lanes x) { _mm256_storeu_si256((__m256i *)to, x); }
+static inline void stream_lanes(char *to, Lanes x) { _mm256_stream_si256((__m256i *)to, x); }
+static inline Lanes unpack_low32(Lanes a, Lanes b) { return _mm256_unpacklo_epi32(a, b); }
+static inline Lanes unpack_high32(Lanes a, Lanes b) { return _mm256_unpackhi_epi32(a, b); }
+static inline Lanes unpack_low64(Lanes a, Lanes b) { return _mm256_unpacklo_epi64(a, b); }
+static inline Lanes unpack_high64(Lanes a, Lanes b) { return _mm256_unpackhi_epi64(a, b); }
+static inline Lanes shuffle_bytes(Lanes x, __m128i order) {
+    return _mm256_shuffle_epi8(x, _mm256_broadcastsi128_si256(order));
+}
+#endif
+
+// The lower halves of each lane's words into its lower half, the upper ones into its upper.
+static inline Lanes part_words(Lanes x) {
+    return shuffle_bytes(x, _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
+}
+
 // fp8 is kept in groups of 64 bytes that expand to two vectors of 16 pairs each. Where byte permutes exist,
 // two look-ups give the upper and the lower bytes of 64 bf16 values, and interleaving them within the four
 // 128-bit lanes gives the vectors: so lane n of a group holds pairs 4n..4n+3 of the first vector, then
