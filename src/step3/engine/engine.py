@@ -100,10 +100,12 @@ class Engine:
         held = weights.nbytes + (self.ffn.nbytes if self.ffn else 0)
         pictures = None
         if network.vision is not None and image_processor is not None:
-            tower = VisionTower.load(checkpoint, network.vision, dtype, device)
+            tower = VisionTower.load(checkpoint, network.vision, dtype, device, in_place)
             pictures = PictureEncoder(tower, image_processor, config.picture_cache_bytes)
             held += tower.nbytes
-        self.memory: MemoryPlan = plan_memory(config, network.sizes, network.max_positions, held, kv_dtype)
+        self.memory: MemoryPlan = plan_memory(
+            config, network.sizes, network.max_positions, held, kv_dtype, held if in_place else 0
+        )
         blocks, block_size = self.memory.num_blocks, config.block_size
         store = KVStore(network.sizes, blocks, block_size, kv_dtype, device)
         decoder = (

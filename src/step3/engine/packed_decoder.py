@@ -64,7 +64,7 @@ class PackedDecoderWeights:
         Raises:
             CheckpointError: the weights are to stay in place but cannot be mapped, or are of another dtype.
         """
-        embedding = _embedding(checkpoint, placement.in_place)
+        embedding = _embedding(checkpoint, placement.in_place)["model.embed_tokens.weight"]
         ends, mapped = checkpoint.matrices(Part(frozenset({Kind.LM_HEAD})), placement.in_place)
         head = placement.take((ends["lm_head.weight"],), mapped=mapped)
         layers = []
@@ -87,11 +87,11 @@ class PackedDecoderWeights:
         return ends + sum(layer.nbytes for layer in self.layers)
 
 
-def _embedding(checkpoint: Checkpoint, in_place: bool) -> Tensor:
-    part, name = Part(frozenset({Kind.EMBEDDING})), "model.embed_tokens.weight"
-    if in_place and checkpoint.tensors[name].dtype == "BF16":
-        return checkpoint.map(part)[name]
-    return checkpoint.load(part, dtype=torch.bfloat16)[name]
+def _embedding(checkpoint: Checkpoint, in_place: bool) -> dict[str, Tensor]:
+    part = Part(frozenset({Kind.EMBEDDING}))
+    if in_place:
+        return checkpoint.matrices(part, in_place=True)[0]
+    return checkpoint.load(part, dtype=torch.bfloat16)
 
 
 def _layer(

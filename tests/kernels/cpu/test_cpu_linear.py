@@ -109,8 +109,11 @@ def test_the_sums_in_place_are_those_of_packed_weights(
         assert torch.equal(packed, in_place)
 
 
-def test_weights_in_place_take_no_memory(library: Library) -> None:
-    assert InPlace(library).take((torch.randn(256, 512).bfloat16(),)).nbytes == 0
+def test_weights_in_place_stay_where_they_are(library: Library) -> None:
+    weight = torch.randn(256, 512).bfloat16()
+    held = InPlace(library).take((weight,))
+    assert held.matrix.panels == weight.data_ptr()
+    assert held.nbytes == weight.nbytes
 
 
 def test_weights_in_place_outlive_their_tensors(library: Library) -> None:

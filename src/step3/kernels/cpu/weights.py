@@ -52,7 +52,7 @@ class CpuWeight:
 
     Attributes:
         matrix: what the kernels take; its scales are null unless it is block-fp8.
-        nbytes: memory that was taken for it: none where it stays in its file.
+        nbytes: of the weights, scales included; where they stay in place no memory was taken for them.
         kept: what `matrix` points to.
     """
 
@@ -128,7 +128,9 @@ class InPlace:
         matrix.panels, matrix.scales = stored.sources[0].data, stored.sources[0].scales
         matrix.bytes = matrix.num_scales = 0
         matrix.stored = ctypes.pointer(stored)
-        return CpuWeight(self.library, matrix, stored.columns, _experts(weights), 0, (stored, tuple(weights)))
+        kept = stored, tuple(weights)
+        nbytes = sum(weight.nbytes for weight in weights)
+        return CpuWeight(self.library, matrix, stored.columns, _experts(weights), nbytes, kept)
 
 
 def _experts(weights: Sequence[Weight]) -> int:
