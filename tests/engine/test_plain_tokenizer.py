@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from step3.engine.detokenizer import TokenTable
 from step3.engine.plain_tokenizer import PlainTokenizer
@@ -91,6 +91,7 @@ def test_transformers_tokenizer_is_there_when_it_is_asked_for() -> None:
     tokens = Tokens.load(GOLDEN, sees=False)
     assert tokens.tokenizer.encode("The fox") == tokens.encode("The fox")
     assert tokens.tokenizer is tokens.tokenizer
+    assert type(tokens.tokenizer) is type(AutoTokenizer.from_pretrained(GOLDEN))
 
 
 def test_text_needs_no_transformers() -> None:

@@ -76,7 +76,7 @@ class Tokens:
             return cls(processor.tokenizer, processor, template)
         plain = PlainTokenizer.read(Path(source))
         if plain is not None:
-            return cls(plain, None, template, lambda: _read_tokenizer(source))
+            return cls(plain, None, template, lambda: _read_fast_tokenizer(source))
         return cls(_read_tokenizer(source), None, template)
 
     @functools.cached_property
@@ -157,13 +157,21 @@ def _read_processor(folder: Path, tokenizer: str | None) -> Step3Processor:
 
 
 def _read_tokenizer(source: str) -> Any:
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
 
     with _told(source):
         try:
             return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except ValueError:  # a class that only other releases of Transformers have
-            return PreTrainedTokenizerFast.from_pretrained(source)
+            return _read_fast_tokenizer(source)
+
+
+def _read_fast_tokenizer(source: str) -> Any:
+    """Without the model's configuration, whose import takes seconds."""
+    from transformers import PreTrainedTokenizerFast
+
+    with _told(source):
+        return PreTrainedTokenizerFast.from_pretrained(source)
 
 
 @contextmanager

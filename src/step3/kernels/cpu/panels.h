@@ -21,6 +21,8 @@ struct Strip {
     int64_t columns = 0;
     int rows = 0;
     int source = 0;  // which
+
+    bool is_as_multiplied() const { return type == STEP3_BF16 || type == STEP3_FP8; }
 };
 
 static inline int64_t item_size(int64_t type) { return type == STEP3_FP8 ? 1 : type == STEP3_F32 ? 4 : 2; }
@@ -49,29 +51,19 @@ static inline Strip find_strip(const step3_stored &stored, int64_t expert, int64
     return found;
 }
 
-// 64 bytes of each row of a strip, as bf16 or fp8: rows that lie a multiple of 4096 bytes apart would throw
-// each other out of the cache, these do not.
-struct Block {
-    static constexpr int64_t BYTES = 64;
-    alignas(64) char rows[STRIP][BYTES];
+constexpr int64_t BLOCK_BYTES = 64;  // of each row that are laid out at a time
 
-    // The bytes from `begin` on, as bf16 or fp8; the same bytes `ahead` bytes further on are fetched.
-    void gather(const Strip &from, int64_t begin, int64_t ahead) {
-        const int64_t item = from.type == STEP3_FP8 ? 1 : 2;
-        const bool is_stored_so = from.type == STEP3_FP8 || from.type == STEP3_BF16;
-        if (is_stored_so && from.rows == STRIP && begin + BYTES <= from.columns * item) {
-            for (int r = 0; r < STRIP; r++) {
-                const char *at = from.data + r * from.stride + begin;
-                memcpy(rows[r], at, BYTES);
-                if (ahead) _mm_prefetch(at + ahead, _MM_HINT_T1);
-            }
-            return;
-        }
+// The end of a strip, or one of another type: what there is of `BLOCK_BYTES` bytes of each row, as bf16 or fp8.
+struct Block {
+    alignas(64) char rows[STRIP][BLOCK_BYTES];
+
+    Block(const Strip &from, int64_t begin) {
         memset(rows, 0, sizeof rows);
-        const int64_t columns = std::clamp<int64_t>(from.columns - begin / item, 0, BYTES / item);
+        const int64_t item = from.type == STEP3_FP8 ? 1 : 2;
+        const int64_t columns = std::clamp<int64_t>(from.columns - begin / item, 0, BLOCK_BYTES / item);
         for (int r = 0; r < from.rows; r++) {
             const char *row = from.data + r * from.stride;
-            if (is_stored_so)
+            if (from.is_as_multiplied())
                 memcpy(rows[r], row + begin, (size_t)(columns * item));
             else
                 for (int64_t i = 0; i < columns; i++) {
@@ -87,6 +79,20 @@ struct Block {
     }
 };
 
+// 64 bytes of 16 rows as words of 32 bits; the same bytes `ahead` bytes further on are fetched.
+static inline void read_words(const Strip &from, int64_t begin, int64_t ahead, Words &words) {
+    const bool is_whole = from.rows == STRIP && from.is_as_multiplied() &&
+                          begin + BLOCK_BYTES <= from.columns * item_size(from.type);
+    if (!is_whole) {
+        const Block block(from, begin);
+        return words.read(block.rows[0], BLOCK_BYTES);
+    }
+    const char *at = from.data + begin;
+    if (ahead)
+        for (int r = 0; r < STRIP; r++) _mm_prefetch(at + r * from.stride + ahead, _MM_HINT_T1);
+    words.read(at, from.stride);
+}
+
 template <bool Streams>
 static inline void put(char *to, Lanes x) {
     // Packing writes what is not read soon: past the caches.
@@ -96,62 +102,43 @@ static inline void put(char *to, Lanes x) {
         store_lanes(to, x);
 }
 
-// Words of 32 bits `unit * 4`.. of rows `row`.. : word j of 4 rows a lane in `out[j]`.
-static inline void transpose(const Block &block, int row, int64_t unit, Lanes (&out)[4]) {
-    Lanes rows[4];
-    for (int q = 0; q < 4; q++) rows[q] = load_lanes(block.rows[row + q] + 16 * unit, 4 * Block::BYTES);
-    const Lanes a = unpack_low32(rows[0], rows[1]), b = unpack_low32(rows[2], rows[3]);
-    const Lanes c = unpack_high32(rows[0], rows[1]), d = unpack_high32(rows[2], rows[3]);
-    out[0] = unpack_low64(a, b);
-    out[1] = unpack_high64(a, b);
-    out[2] = unpack_low64(c, d);
-    out[3] = unpack_high64(c, d);
-}
-
-// `units` times 16 bytes of 16 rows, 4 pairs of bf16 each, into a strip of a panel.
+// Pairs of a panel from byte `begin` of the rows on, `count` of them: 16 of bf16 or 32 of fp8, but for the end.
+// `to` is where the first one goes.
 template <bool Streams>
-static inline void spread_bf16(const Block &block, int64_t units, char *to) {
-    for (int64_t unit = 0; unit < units; unit++)
-        for (int row = 0; row < STRIP; row += LANE_ROWS) {
-            Lanes pairs[4];
-            transpose(block, row, unit, pairs);
-            for (int j = 0; j < 4; j++) put<Streams>(to + (4 * unit + j) * 128 + 4 * row, pairs[j]);
+static inline __attribute__((always_inline)) void fill_pairs(const Strip (&strips)[2], int64_t begin, int64_t count,
+                                                             bool quantised, int64_t ahead, char *to) {
+    if (!quantised) {
+        for (int s = 0; s < 2; s++) {
+            Words words;
+            read_words(strips[s], begin, ahead, words);
+#pragma GCC unroll 16
+            for (int word = 0; word < 16; word++)
+                for (int part = 0; part < Words::PARTS && word < count; part++)
+                    put<Streams>(to + word * 128 + 64 * s + part * (int)sizeof(Lanes), words.at[word][part]);
+        }
+        return;
+    }
+    Words first, second;
+    read_words(strips[0], begin, ahead, first);
+    read_words(strips[1], begin, ahead, second);
+#pragma GCC unroll 16
+    for (int word = 0; word < 16; word++)
+        for (int part = 0; part < Words::PARTS && 2 * word < count; part++) {
+            // A word holds two pairs of fp8, which belong to two groups.
+            const Lanes a = part_words(first.at[word][part]), b = part_words(second.at[word][part]);
+            char *at = to + 2 * word * 64 + part * (int)sizeof(Lanes);
+            put<Streams>(at, unpack_low64(a, b));
+            put<Streams>(at + 64, unpack_high64(a, b));
         }
 }
 
-// `units` times 16 bytes of 32 rows, 8 pairs of fp8 each, into a panel.
-template <bool Streams>
-static inline void spread_fp8(const Block (&blocks)[2], int64_t units, char *to) {
-    for (int64_t unit = 0; unit < units; unit++)
-        for (int row = 0; row < STRIP; row += LANE_ROWS) {
-            Lanes first[4], second[4];
-            transpose(blocks[0], row, unit, first);
-            transpose(blocks[1], row, unit, second);
-            for (int j = 0; j < 4; j++) {
-                // A word holds two pairs of fp8, which belong to two groups.
-                const Lanes a = part_words(first[j]), b = part_words(second[j]);
-                char *at = to + (8 * unit + 2 * j) * 64 + 4 * row;
-                put<Streams>(at, unpack_low64(a, b));
-                put<Streams>(at + 64, unpack_high64(a, b));
-            }
-        }
-}
-
-// The panel of two strips; `ahead` as in `Block::gather`.
+// The panel of two strips; `ahead` as in `read_words`.
 template <bool Streams>
 static inline void fill_panel(const Strip (&strips)[2], int64_t pairs, bool quantised, int64_t ahead, char *to) {
-    const int64_t row_bytes = pairs * (quantised ? 2 : 4);
-    for (int64_t begin = 0; begin < row_bytes; begin += Block::BYTES) {
-        const int64_t units = std::min(Block::BYTES, row_bytes - begin) / 16;
-        Block blocks[2];
-        for (int s = 0; s < 2; s++) blocks[s].gather(strips[s], begin, ahead);
-        if (quantised) {
-            spread_fp8<Streams>(blocks, units, to + begin / 2 * 64);
-        } else {
-            char *at = to + begin / 4 * 128;
-            for (int s = 0; s < 2; s++) spread_bf16<Streams>(blocks[s], units, at + 64 * s);
-        }
-    }
+    const int64_t step = quantised ? 32 : 16, pair_bytes = quantised ? 64 : 128;
+    for (int64_t pair = 0; pair < pairs; pair += step)
+        fill_pairs<Streams>(strips, pair / step * BLOCK_BYTES, std::min(step, pairs - pair), quantised, ahead,
+                            to + pair * pair_bytes);
 }
 
 // A panel's scales, [blocks][2].

@@ -138,6 +138,41 @@ static void multiply_panel(const Product &p) {
         for (int v = 0; v < VECTORS; v++) store(p.out + r * PANEL + v * LANES, totals[r][v]);
 }
 
+// A tile times two strips of weights that stay as they are stored: they are laid out a few pairs at a time, in
+// the first-level cache, and the sums are those of `multiply_panel`. `ahead` as in `read_words`.
+template <int R, bool QUANTISED>
+static void multiply_strips(const Product &p, const Strip (&strips)[2], int64_t ahead) {
+    constexpr int64_t STEP = QUANTISED ? 32 : 16;  // pairs
+    alignas(64) char laid[STEP * 128], wide[QUANTISED && !EXPANDS_FP8 ? STEP * 128 : 64];
+    Floats sums[R][VECTORS], totals[R][VECTORS];
+    clear(sums);
+    clear(totals);
+    for (int64_t pair = 0; pair < p.pairs; pair += STEP) {
+        const int64_t pairs = std::min(STEP, p.pairs - pair);
+        fill_pairs<false>(strips, pair / STEP * BLOCK_BYTES, pairs, QUANTISED, ahead, laid);
+        const uint32_t *a = p.a + pair * p.row_step;
+        if constexpr (!QUANTISED) {
+            accumulate<R>(sums, Bf16(), a, p.row_step, laid, laid + 64, 128, pairs, laid, 0);
+            continue;
+        }
+#if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
+        accumulate<R>(sums, Fp8(), a, p.row_step, laid, laid, 64, pairs, laid, 0);
+#else
+        expand_fp8(laid, wide, pairs);
+        accumulate<R>(sums, Bf16(), a, p.row_step, wide, wide + 64, 128, pairs, wide, 0);
+#endif
+        if ((pair + pairs) % BLOCK_PAIRS && pair + pairs < p.pairs) continue;
+        for (int v = 0; v < VECTORS; v++) {
+            const Strip &strip = strips[v * 2 / VECTORS];
+            const Floats scale = splat(strip.rows ? strip.scales[pair / BLOCK_PAIRS] : 0.f);
+            for (int r = 0; r < R; r++) totals[r][v] = multiply_add(sums[r][v], scale, totals[r][v]);
+        }
+        clear(sums);
+    }
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < VECTORS; v++) store(p.out + r * PANEL + v * LANES, QUANTISED ? totals[r][v] : sums[r][v]);
+}
+
 // Calls `Function<R>::call(arguments...)` for groups of at most ROWS of a tile's rows.
 #define STEP3_EACH_ROWS(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12)
 
@@ -156,6 +191,18 @@ static inline void multiply_tile(Product p, int rows) {
         rows -= now;
         p.a += now;
         p.out += now * PANEL;
+    }
+}
+
+static inline void multiply_stored(const Product &p, int rows, const Strip (&strips)[2], bool quantised, int64_t ahead) {
+    switch (rows) {
+#define STEP3_CASE(R)                                                                              \
+    case R:                                                                                        \
+        if constexpr (R <= ROWS)                                                                   \
+            quantised ? multiply_strips<R, true>(p, strips, ahead) : multiply_strips<R, false>(p, strips, ahead); \
+        break;
+        STEP3_EACH_ROWS(STEP3_CASE)
+#undef STEP3_CASE
     }
 }
 
@@ -190,19 +237,30 @@ struct Factor {
     // Bytes that a panel takes that is laid out by `open`.
     int64_t room() const { return stored ? panel_bytes() + 8 * blocks() : 0; }
 
-    // A panel; what stays as it is stored is laid out in `room`. `fetches`: the next panel is fetched meanwhile.
-    Weights open(int64_t panel, bool fetches, char *room) const {
+    // A panel; what stays as it is stored is laid out in `room`.
+    Weights open(int64_t panel, char *room) const {
         const int64_t bytes = panel_bytes();
         if (!stored) {
             const char *at = panels + panel * bytes;
             return {at, scales ? scales + panel * blocks() * 2 : nullptr, {at + bytes, at + bytes + bytes / 2}};
         }
         const Strip strips[2] = {find_strip(*stored, expert, 2 * panel), find_strip(*stored, expert, 2 * panel + 1)};
-        const int64_t ahead = strips[0].stride * (stored->interleave ? STRIP : PANEL);
         float *own_scales = scales ? (float *)(room + bytes) : nullptr;
-        fill_panel<false>(strips, pairs, scales, fetches ? ahead : 0, room);
+        fill_panel<false>(strips, pairs, scales, 0, room);
         if (scales) fill_scales(strips, blocks(), own_scales);
-        return {room, own_scales, {strips[0].data + ahead, strips[1].data + ahead}};
+        const int64_t next = to_next_panel(strips);
+        return {room, own_scales, {strips[0].data + next, strips[1].data + next}};
+    }
+
+    // Bytes from a row to the same one of the next panel, where weights stay as they are stored.
+    int64_t to_next_panel(const Strip (&strips)[2]) const {
+        return strips[0].stride * (stored->interleave ? STRIP : PANEL);
+    }
+
+    // A panel that stays as it is stored times a tile that has no more than ROWS rows.
+    void multiply_in_place(int64_t panel, const Product &p, int rows) const {
+        const Strip strips[2] = {find_strip(*stored, expert, 2 * panel), find_strip(*stored, expert, 2 * panel + 1)};
+        multiply_stored(p, rows, strips, scales, to_next_panel(strips));
     }
 };
 
@@ -216,8 +274,17 @@ static inline void multiply(const Factor &m, const uint32_t *a, const Tiles &til
     const bool expands = m.scales && (!EXPANDS_FP8 || count > 2);
     char *wide = scratch.get<char>((expands ? m.pairs * 128 : 0) + m.room());
     char *room = wide + (expands ? m.pairs * 128 : 0);
+    if (m.stored && count == 1 && tiles.size(first) <= ROWS) {
+        const int64_t row = tiles.start(first);
+        const int rows = tiles.size(first);
+        for (int64_t panel = begin; panel < end; panel++) {
+            m.multiply_in_place(panel, {a + row * m.pairs, rows, nullptr, m.pairs, nullptr, nullptr, 0, out}, rows);
+            keep(row, rows, panel, out);
+        }
+        return;
+    }
     for (int64_t panel = begin; panel < end; panel++) {
-        const Weights weights = m.open(panel, count == 1, room);
+        const Weights weights = m.open(panel, room);
         Product p{nullptr, 0, weights.panel, m.pairs, weights.scales, nullptr, 0, out};
         if (expands) {
             expand_fp8(weights.panel, wide, m.pairs);
