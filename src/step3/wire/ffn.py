@@ -21,6 +21,7 @@ from step3.wire.formats import Shapes, Timing
 from step3.wire.frames import Header, Kind
 from step3.wire.handshake import Role
 from step3.wire.layout import CallViews, partial_nbytes
+from step3.wire.native import open_library
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,6 +183,9 @@ class FFNEndpoint(Endpoint):
             )
             payload = None
             if rows is not None:
+                if connection.rings is not None and _is_plain(rows, call.partial.dtype):
+                    connection.send_partial(header, rows.data_ptr(), rows.nbytes)
+                    continue
                 if not connection.link.shares_memory:
                     payload = _as_payload(rows, call.partial.dtype, header.payload_bytes)
                 if payload is None:
@@ -243,6 +247,21 @@ class FFNEndpoint(Endpoint):
         """Copies, so that the peer cannot change in shared memory what has been checked."""
         if views.ids is None or views.weights is None:
             return None, None
+        library = open_library()
+        if library is not None:
+            own = torch.empty(views.ids.shape, dtype=torch.int64)
+            weights = torch.empty(views.ids.shape, dtype=torch.float32)
+            worst = library.step3_wire_take_experts(
+                views.ids.data_ptr(),
+                views.weights.data_ptr(),
+                own.numel(),
+                self.shapes.experts,
+                own.data_ptr(),
+                weights.data_ptr(),
+            )
+            if worst >= 0:
+                raise FrameError(f"an expert id of {worst} came, of {self.shapes.experts} experts")
+            return own, weights
         ids = views.ids.numpy().astype(np.int64)
         most = np.maximum.reduce(ids.view(np.uint64), axis=None)  # a negative id is huge
         if most >= self.shapes.experts:
@@ -263,9 +282,13 @@ class FFNEndpoint(Endpoint):
         return math.inf
 
 
+def _is_plain(rows: Tensor, dtype: torch.dtype) -> bool:
+    return rows.dtype is dtype and rows.is_cpu and rows.is_contiguous()
+
+
 def _as_payload(rows: Tensor, dtype: torch.dtype, nbytes: int) -> memoryview | None:
     """The bytes of a partial sum that can be sent as it is; None if it must be written to its slot first."""
-    if rows.dtype != dtype or rows.device.type != "cpu" or not rows.is_contiguous() or rows.nbytes != nbytes:
+    if not _is_plain(rows, dtype) or rows.nbytes != nbytes:
         return None
     return memoryview(rows.detach().view(-1).view(torch.uint8).numpy())
 
