@@ -1,5 +1,6 @@
-"""Compiles the CPU kernels, once for each level of processor, and the hot path of the wire; everything else is in
-pyproject.toml.
+"""Compiles the CPU kernels, once for each level of processor, and the hot path of the wire.
+
+Everything else is in pyproject.toml.
 
 They are loaded with ctypes and use nothing of Python or torch. Where they cannot be compiled the install goes
 on: step3 then computes with torch alone, and its processes talk over sockets alone.
@@ -25,10 +26,10 @@ FLAGS = ["-O3", "-std=c++17", "-fopenmp", "-mfma", "-mf16c", "-g0", "-Wno-maybe-
 
 
 LOST = {
-    "kernels": "step3 computes with torch on the CPU, which is slower. The kernels need g++ (Debian: apt install "
-    "g++) and x86-64",
-    "wire": "attention and FFN instances of a host talk over sockets, which is slower. The wire needs g++ (Debian: "
-    "apt install g++) and Linux",
+    "kernels": "step3 computes with torch on the CPU, which is slower. The kernels need g++ (Debian: apt "
+    "install g++) and x86-64",
+    "wire": "attention and FFN instances of a host talk over sockets, which is slower. The wire needs g++ "
+    "(Debian: apt install g++) and Linux",
 }
 
 

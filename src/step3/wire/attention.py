@@ -103,7 +103,7 @@ class AttentionEndpoint(Endpoint):
             NoSlotError: a peer has no slot left. Nothing was sent to anyone.
             WireError: shapes do not fit those of the endpoint, or a peer is named twice.
         """
-        if len(set(peers)) < len(peers):
+        if len(peers) > 1 and len(set(peers)) < len(peers):
             raise WireError("a call is pushed to a peer once")
         connections = [self._connection(peer) for peer in peers]
         self._check_call(lane, layer, x, expert_ids, expert_weights)
@@ -245,7 +245,7 @@ class AttentionEndpoint(Endpoint):
         if isinstance(x, Fp8):
             if self._activations is not Format.FP8:
                 raise WireError(f"x is fp8, but the endpoint sends {self._activations.name.lower()}")
-            if tuple(x.scales.shape) != (x.values.shape[0], math.ceil(shapes.hidden / BLOCK)):
+            if x.scales.shape != (x.values.shape[0], math.ceil(shapes.hidden / BLOCK)):
                 raise WireError(
                     f"x has scales of {list(x.scales.shape)} for values of {list(x.values.shape)}"
                 )
@@ -261,15 +261,17 @@ class AttentionEndpoint(Endpoint):
         if (expert_ids is None) != (expert_weights is None):
             raise WireError("expert_ids and expert_weights come together or not at all")
         for name, tensor in (("expert_ids", expert_ids), ("expert_weights", expert_weights)):
-            if tensor is not None and tuple(tensor.shape) != (x.shape[0], shapes.top_k):
+            if tensor is not None and tensor.shape != (x.shape[0], shapes.top_k):
                 raise WireError(f"{name} must be [{x.shape[0]}, {shapes.top_k}], not {list(tensor.shape)}")
 
 
 def _parts(
     layout: CallLayout, x: Tensor | Fp8, expert_ids: Tensor | None, expert_weights: Tensor | None
 ) -> tuple[int, ...] | None:
-    """Addresses, sizes and places of a call's tensors, for `Connection.send_call`; None if they cannot be copied
-    as they lie."""
+    """Addresses, sizes and places of a call's tensors, for `Connection.send_call`.
+
+    None if they cannot be copied as they lie.
+    """
     values = x.values if isinstance(x, Fp8) else x
     if values.dtype is not layout.format.dtype or not _is_plain(values):
         return None

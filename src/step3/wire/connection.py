@@ -298,7 +298,7 @@ class Connection:
         yield from self._frames(theirs)
 
     def _plan(self, theirs: Hello) -> tuple[int, int]:
-        """Where the slots begin in the memory, behind the rings if there are any, and how many bells there are."""
+        """Where in the memory the slots begin, behind the rings if there are any, and the number of bells."""
         if not (self.link.shares_memory and self._own.rings and theirs.rings):
             return 0, 0
         return rings_nbytes(self._shapes.slots), _BELLS

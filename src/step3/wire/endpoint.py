@@ -253,7 +253,7 @@ class Endpoint(ABC):
             now = time.monotonic()
             timeout = 0.0 if self._unread or enough() else max(0.0, min(until, self._check_at) - now)
             for _ in range(_ROUNDS):
-                if not self._move(timeout) or (enough() and not self._takes_all):
+                if not self._move(timeout) or (not self._takes_all and enough()):
                     break
                 timeout = 0.0
             now = time.monotonic()
@@ -264,15 +264,15 @@ class Endpoint(ABC):
                 return
 
     def _move(self, timeout: float) -> bool:
-        """Takes what has arrived, at most one frame of each connection; whether there was anything."""
-        ringed, ready = self._waiter.wait(timeout)
+        """Takes what has arrived, at most one frame of each connection; whether there may be more."""
+        ringed, ready, is_all = self._waiter.wait(timeout)
         if ringed is not None:
             self._take(ringed)
         for fileno in ready:
             self._touch(fileno)
         for fileno in tuple(self._unread):
             self._touch(fileno)
-        return ringed is not None or bool(ready or self._unread)
+        return not is_all or bool(self._unread)
 
     def _take(self, ringed: Connection) -> None:
         try:

@@ -129,7 +129,7 @@ class FFNEndpoint(Endpoint):
             None if no call came in time, or if there are `events` to be taken first, or `wake` was called.
         """
         until = math.inf if timeout is None else time.monotonic() + timeout
-        self._pump(until, lambda: bool(self._waiting or self._events))
+        self._pump(until, self._has_something)
         if not self._waiting:
             return None
         (layer, top_k), waiting = next(iter(self._waiting.items()))
@@ -149,6 +149,9 @@ class FFNEndpoint(Endpoint):
         )
         return Group(layer, calls, ids, weights, tokens, time.monotonic_ns())
 
+    def _has_something(self) -> bool:
+        return bool(self._waiting or self._events)
+
     def events(self) -> list[Event]:
         """Peers that came and went since; does not wait."""
         return self._take_events()
@@ -164,19 +167,32 @@ class FFNEndpoint(Endpoint):
         """
         finished = time.monotonic_ns()
         hidden = group.calls[0].header.hidden
-        if partial is not None and tuple(partial.shape) != (group.tokens, hidden):
+        if partial is not None and partial.shape != (group.tokens, hidden):
             raise WireError(f"the partial sum must be [{group.tokens}, {hidden}], not {list(partial.shape)}")
         first = 0
         for call in group.calls:
-            rows = None if partial is None else partial[first : first + call.tokens]
+            rows = partial
+            if partial is not None and len(group.calls) > 1:
+                rows = partial[first : first + call.tokens]
             first += call.tokens
             connection = self._done(call)
             if connection is None:
                 continue
-            header = call.header._replace(
-                kind=Kind.PARTIAL,
-                epoch=self.epoch,
-                payload_bytes=partial_nbytes(call.header.partials, call.tokens, hidden),
+            asked = call.header
+            header = Header(
+                Kind.PARTIAL,
+                asked.activations,
+                asked.partials,
+                asked.instance,
+                self.epoch,
+                asked.lane,
+                asked.layer,
+                asked.slot,
+                asked.top_k,
+                asked.call,
+                tokens=asked.tokens,
+                hidden=hidden,
+                payload_bytes=partial_nbytes(asked.partials, asked.tokens, hidden),
                 arrived_ns=call.arrived_ns,
                 started_ns=group.started_ns,
                 finished_ns=finished,

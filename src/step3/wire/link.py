@@ -49,7 +49,7 @@ class Link(Protocol):
         ...
 
     def offer_memory(self, nbytes: int, bells: int) -> tuple[mmap.mmap, list[int]]:
-        """The listening side's memory, and eventfds; a transport that shares memory also gives them to the peer.
+        """The listening side's memory, and eventfds; given to the peer too where memory is shared.
 
         Args:
             bells: how many eventfds; 0 where memory is not shared.

@@ -73,15 +73,16 @@ class Waiter:
         self._num_streams += 1
         self._set_rings([one for one in self._ringed if one is not connection])
 
-    def wait(self, timeout: float) -> tuple[Connection | None, list[int]]:
+    def wait(self, timeout: float) -> tuple[Connection | None, list[int], bool]:
         """Waits for at most `timeout` seconds.
 
         Returns:
-            A connection whose frame is in `frame`, and the descriptors that are ready. Neither if it was too
-            long, or a signal came.
+            A connection whose frame is in `frame`, the descriptors that are ready, and whether it is known that
+            there is nothing more. Neither of the first if it was too long, or a signal came.
         """
         if self._library is None:
-            return None, self._poll(timeout)
+            ready = self._poll(timeout)
+            return None, ready, not ready
         found = self._found
         self._library.step3_wire_wait(
             self._readers,
@@ -94,7 +95,10 @@ class Waiter:
             self._found_at,
         )
         reader, count = found.reader, found.num_ready
-        return (None if reader < 0 else self._ringed[reader]), (found.ready[:count] if count else [])
+        ready = found.ready[:count] if count else []
+        if reader < 0:
+            return None, ready, not count
+        return self._ringed[reader], ready, not (count or found.has_more or self._num_streams)
 
     def take(self, connection: Connection) -> bool:
         """Whether a connection has a frame in its ring; it is then in `frame`."""

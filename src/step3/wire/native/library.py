@@ -1,4 +1,4 @@
-"""Finds the compiled library, and tells ctypes what is in it. Without it frames go over sockets and torch encodes."""
+"""Finds the compiled library, and tells ctypes what is in it."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class Found(ctypes.Structure):
         ("torn", c_int32),
         ("next", c_int32),
         ("num_ready", c_int32),
+        ("has_more", c_int32),
         ("looked_ns", c_int64),
         ("ready", c_int32 * MOST_READY),
         ("header", c_char * HEADER_BYTES),
@@ -45,8 +46,10 @@ _FUNCTIONS = {
     "step3_wire_send": (None, (_POINTER, ctypes.c_char_p, _POINTER, _POINTER, _NUMBER)),
     "step3_wire_send_call": (
         None,
-        (_POINTER, ctypes.c_char_p, _POINTER, _POINTER, _NUMBER)
-        + (_POINTER, _NUMBER, _NUMBER, _POINTER, _NUMBER, _POINTER, _NUMBER, _NUMBER),
+        (
+            *(_POINTER, ctypes.c_char_p, _POINTER, _POINTER, _NUMBER),
+            *(_POINTER, _NUMBER, _NUMBER, _POINTER, _NUMBER, _POINTER, _NUMBER, _NUMBER),
+        ),
     ),
     "step3_wire_take_experts": (
         c_int64,
@@ -82,8 +85,8 @@ def open_library() -> ctypes.CDLL | None:
 def why_not() -> str:
     """What is lost where there is no library, for a person."""
     return (
-        "the wire's library was not compiled: frames between processes of a host go over sockets, which takes "
-        "several times as long, and torch encodes fp8; install g++, then install step3 anew"
+        "the wire's library was not compiled: frames between processes of a host go over sockets, which "
+        "takes several times as long, and torch encodes fp8; install g++, then install step3 anew"
     )
 
 

@@ -56,12 +56,16 @@ void publish(step3_writer *writer, const void *header) {
     }
 }
 
+const Entry &next_of(const step3_reader *reader) {
+    return ((const Ring *)reader->ring)->entries[reader->received & (reader->entries - 1)];
+}
+
 // Takes the next frame of a reader.
 bool take(step3_reader *reader, step3_found *found) {
-    const Entry &entry = ((const Ring *)reader->ring)->entries[reader->received & (reader->entries - 1)];
+    const Entry &entry = next_of(reader);
     const uint64_t number = entry.number.load(std::memory_order_acquire), due = reader->received + 1;
     // Before its turn comes again an entry has the number of the round before, or 0.
-    if (number != due && number <= reader->received) return false;
+    if (number < due) return false;
     found->torn = number != due;
     memcpy(found->header, entry.header, STEP3_WIRE_HEADER);
     reader->received = due;
@@ -74,6 +78,9 @@ bool take_any(step3_reader *const *readers, int64_t count, step3_found *found) {
         if (take(readers[one], found)) {
             found->reader = (int32_t)one;
             found->next = (int32_t)((one + 1) % count);
+            found->has_more = 0;
+            for (int64_t j = 0; j < count && !found->has_more; j++)
+                found->has_more = next_of(readers[j]).number.load(std::memory_order_relaxed) > readers[j]->received;
             return true;
         }
     }

@@ -28,6 +28,7 @@ typedef struct {
     int32_t torn;       // 1 if the frame is not the one that was due
     int32_t next;       // the reader to look at first, so that all have their turn
     int32_t num_ready;  // descriptors that can be read or written
+    int32_t has_more;   // 1 if another frame is in a ring
     int64_t looked_ns;  // when the descriptors were looked at
     int32_t ready[STEP3_WIRE_READY];
     char header[STEP3_WIRE_HEADER];
