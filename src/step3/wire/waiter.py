@@ -77,8 +77,8 @@ class Waiter:
         """Waits for at most `timeout` seconds.
 
         Returns:
-            A connection whose frame is in `frame`, the descriptors that are ready, and whether it is known that
-            there is nothing more. Neither of the first if it was too long, or a signal came.
+            A connection whose frame is in `frame`, descriptors that are ready, and whether nothing more is
+            there. Neither of the first if it was too long, or a signal came.
         """
         if self._library is None:
             ready = self._poll(timeout)
