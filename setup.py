@@ -67,7 +67,7 @@ setup(
             "step3.wire.native._wire",
             sources=sorted(map(str, WIRE.glob("*.cpp"))),
             depends=sorted(map(str, WIRE.glob("*.h"))),
-            extra_compile_args=["-O3", "-std=c++17", "-g0"],
+            extra_compile_args=["-O3", "-std=c++17", "-g0", "-fno-trapping-math"],
             language="c++",
             optional=True,
         )

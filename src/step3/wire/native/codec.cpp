@@ -63,8 +63,8 @@ inline __attribute__((always_inline)) void encode(const T *x, int64_t tokens, in
     for (int64_t token = 0; token < tokens; token++)
         for (int64_t first = 0; first < hidden; first += BLOCK) {
             const int64_t size = hidden - first < BLOCK ? hidden - first : BLOCK;
-            const T *from = x + token * hidden + first;
-            uint8_t *to = values + token * hidden + first;
+            const T *__restrict from = x + token * hidden + first;
+            uint8_t *__restrict to = values + token * hidden + first;
             uint32_t largest = 0;
             for (int64_t i = 0; i < size; i++) {
                 const uint32_t one = bits_of(widen(from[i])) & 0x7fffffff;
@@ -84,8 +84,8 @@ inline __attribute__((always_inline)) void decode(const uint8_t *values, const f
     for (int64_t token = 0; token < tokens; token++)
         for (int64_t first = 0; first < hidden; first += BLOCK) {
             const int64_t size = hidden - first < BLOCK ? hidden - first : BLOCK;
-            const uint8_t *from = values + token * hidden + first;
-            T *to = out + token * hidden + first;
+            const uint8_t *__restrict from = values + token * hidden + first;
+            T *__restrict to = out + token * hidden + first;
             const float scale = *scales++;
             for (int64_t i = 0; i < size; i++) put(to + i, from_e4m3(from[i]) * scale);
         }
