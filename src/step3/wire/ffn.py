@@ -23,6 +23,8 @@ from step3.wire.handshake import Role
 from step3.wire.layout import CallViews, partial_nbytes
 from step3.wire.native import open_library
 
+_MAX_OWN = 4096
+
 
 @dataclass(frozen=True, eq=False)
 class Call:
@@ -33,7 +35,8 @@ class Call:
         tokens: rows of `x`.
         values: `[tokens, hidden]` as it came, a view of the slot; with `scales` if it is fp8.
         scales: float32 `[tokens, ceil(hidden / 128)]`, a view of the slot, or None.
-        expert_ids: `[tokens, top_k]` int64, each below the connection's number of experts; or None.
+        expert_ids: `[tokens, top_k]` int64, each below the connection's number of experts; or None. Valid
+            until the reply.
         expert_weights: `[tokens, top_k]` float32, or None.
         partial: `[tokens, hidden]` in the format that is asked for: a view of the slot, to be written.
         arrived_ns: when it was there, on the monotonic clock.
@@ -94,6 +97,27 @@ class Group:
         return out
 
 
+@dataclass(frozen=True, eq=False)
+class _OwnExperts:
+    """Where a slot's expert ids and weights are copied to: the slot has one call at a time, so they are kept.
+
+    Attributes:
+        sources: addresses of ids and weights in the slot, and how many there are.
+        targets: addresses of `ids` and `weights`.
+    """
+
+    ids: Tensor
+    weights: Tensor
+    sources: tuple[int, int, int]
+    targets: tuple[int, int]
+
+    @classmethod
+    def beside(cls, ids: Tensor, weights: Tensor) -> _OwnExperts:
+        own_ids, own_weights = torch.empty_like(ids, dtype=torch.int64), torch.empty_like(weights)
+        sources = ids.data_ptr(), weights.data_ptr(), ids.numel()
+        return cls(own_ids, own_weights, sources, (own_ids.data_ptr(), own_weights.data_ptr()))
+
+
 class FFNEndpoint(Endpoint):
     """Serves the calls of attention endpoints; the arguments are those of `Endpoint`."""
 
@@ -112,6 +136,7 @@ class FFNEndpoint(Endpoint):
         super().__init__(Role.FFN, instance, shapes, secret, epoch, timing, tls, spin, checksums)
         self._busy: dict[Connection, dict[int, int]] = {}  # number of the call in each slot
         self._waiting: dict[tuple[int, int], list[Call]] = {}
+        self._own_experts: dict[CallViews, _OwnExperts] = {}
 
     @property
     def waiting(self) -> int:
@@ -265,19 +290,15 @@ class FFNEndpoint(Endpoint):
             return None, None
         library = open_library()
         if library is not None:
-            own = torch.empty(views.ids.shape, dtype=torch.int64)
-            weights = torch.empty(views.ids.shape, dtype=torch.float32)
-            worst = library.step3_wire_take_experts(
-                views.ids.data_ptr(),
-                views.weights.data_ptr(),
-                own.numel(),
-                self.shapes.experts,
-                own.data_ptr(),
-                weights.data_ptr(),
-            )
+            own = self._own_experts.get(views)
+            if own is None:
+                if len(self._own_experts) >= _MAX_OWN:
+                    self._own_experts.clear()
+                own = self._own_experts[views] = _OwnExperts.beside(views.ids, views.weights)
+            worst = library.step3_wire_take_experts(*own.sources, self.shapes.experts, *own.targets)
             if worst >= 0:
                 raise FrameError(f"an expert id of {worst} came, of {self.shapes.experts} experts")
-            return own, weights
+            return own.ids, own.weights
         ids = views.ids.numpy().astype(np.int64)
         most = np.maximum.reduce(ids.view(np.uint64), axis=None)  # a negative id is huge
         if most >= self.shapes.experts:
@@ -286,6 +307,8 @@ class FFNEndpoint(Endpoint):
 
     def _left(self, connection: Connection, peer: Peer) -> tuple[Ticket, ...]:
         del self._busy[connection]
+        # Those of its slots are never asked for again.
+        self._own_experts.clear()
         for key, calls in list(self._waiting.items()):
             kept = [call for call in calls if call.peer is not peer]
             if kept:
