@@ -14,7 +14,7 @@ log = logging.getLogger("step3.cluster")
 
 SUSPECT_DEATHS, MOST_DEATHS = 2, 4
 """Instances that died, one after the other, before a request gave a token. After so many it is suspected of
-having killed them, and goes on apart from other suspects, so that none dies for another; after more it fails."""
+having killed them, and goes on apart from other suspects so that none dies for another; then it fails."""
 
 MOST_MOVES = 64
 """Instances that may die with a request at all."""
