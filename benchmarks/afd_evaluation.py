@@ -1,10 +1,10 @@
-"""Does an fp8 wire cost right answers? The bundled model's evaluation, in one process and through a deployment.
+"""Does an fp8 wire cost right answers? The bundled model's evaluation, alone and through a deployment.
 
     python benchmarks/afd_evaluation.py
     python benchmarks/afd_evaluation.py --each 200 --topology 1A2F:ep2 --activations fp8 --partials bfloat16
 
-The same unseen questions as `step3 evaluate-nano` asks, pictures and all, answered greedily by one process and
-by attention and FFN instances whose calls travel as fp8. The bar is one point of right answers over all.
+The same unseen questions as `step3 evaluate-nano` asks, pictures and all, answered greedily by one process
+and by attention and FFN instances whose calls travel as fp8. The bar is one point of right answers over all.
 """
 
 from __future__ import annotations

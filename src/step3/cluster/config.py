@@ -32,8 +32,8 @@ class ClusterConfig:
         partials: format of partial sums on the wire.
         threads: of each process; None to share the cores.
         bind_cores: give each process cores of its own.
-        spin: seconds for which an instance looks again and again before it sleeps; takes a core, saves the
-            time to wake up.
+        spin: seconds for which an instance looks again and again before it sleeps: it saves the time to wake
+            up, and lets others have the core in between.
         listen: `HOST:PORT` at which instances may join; None for this host's own alone.
         advertise: host under which this host's FFN instances are reached from others; None for that of
             `listen`.
@@ -50,7 +50,7 @@ class ClusterConfig:
     partials: str = "auto"
     threads: int | None = None
     bind_cores: bool = False
-    spin: float = 0.0
+    spin: float = 1e-4
     listen: str | None = None
     advertise: str | None = None
     local_attention: int | None = None

@@ -434,12 +434,18 @@ class Coordinator:
             self._slots.remove(slot)
             return
         lived = time.monotonic() - slot.started
-        wait = slot.back_off.next(lived)
+        wait = slot.back_off.next(lived, self._has_stand_in(slot))
         log.warning("%s instance %d starts again in %g s", slot.role, slot.instance, wait)
         slot.deaths += 1
         self.restarts[slot.role] += 1
         self._spawn(self._fill_later(slot, wait))
         self._changed.set()
+
+    def _has_stand_in(self, slot: Slot) -> bool:
+        """Whether another instance can do what one of this host's did."""
+        shards = self._config.topology.shards if slot.role == "ffn" else 1
+        ready = self._registry.members(slot.role, State.READY)
+        return any((one.instance - slot.instance) % shards == 0 for one in ready)
 
     async def _fill_later(self, slot: Slot, seconds: float) -> None:
         await asyncio.sleep(seconds)

@@ -18,7 +18,7 @@ from step3.wire.carrier import Carrier
 from step3.wire.connection import Connection, Peer
 from step3.wire.errors import DeadlineError, FrameError, PeerGoneError, WireError
 from step3.wire.events import Event, Gone, Joined, Ticket, Unreachable
-from step3.wire.formats import Shapes, Timing
+from step3.wire.formats import DEFAULT_SPIN, Shapes, Timing
 from step3.wire.frames import Header, Kind
 from step3.wire.handshake import Hello, Role, check_secret
 from step3.wire.link import Link, Listener
@@ -64,7 +64,7 @@ class Endpoint(ABC):
         epoch: int = 0,
         timing: Timing | None = None,
         tls: ssl.SSLContext | None = None,
-        spin: float = 0.0,
+        spin: float = DEFAULT_SPIN,
         checksums: bool = False,
     ) -> None:
         check_secret(secret)

@@ -17,7 +17,7 @@ from step3.wire.connection import Connection, Peer
 from step3.wire.endpoint import Endpoint
 from step3.wire.errors import FrameError, WireError
 from step3.wire.events import Event, Ticket
-from step3.wire.formats import Shapes, Timing
+from step3.wire.formats import DEFAULT_SPIN, Shapes, Timing
 from step3.wire.frames import Header, Kind
 from step3.wire.handshake import Role
 from step3.wire.layout import CallViews, partial_nbytes
@@ -130,7 +130,7 @@ class FFNEndpoint(Endpoint):
         epoch: int = 0,
         timing: Timing | None = None,
         tls: ssl.SSLContext | None = None,
-        spin: float = 0.0,
+        spin: float = DEFAULT_SPIN,
         checksums: bool = False,
     ) -> None:
         super().__init__(Role.FFN, instance, shapes, secret, epoch, timing, tls, spin, checksums)
