@@ -63,6 +63,7 @@ class AttentionPart:
                 partials=back,
                 epoch=membership.epoch,
                 timing=deployment.timing,
+                tls=None if self._settings.tls is None else self._settings.tls.connecting(),
                 spin=deployment.spin,
             )
             self._timeline = Timeline(lanes)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from step3.cluster.control import check_secret, split_address
+from step3.cluster.tls import TLSFiles
 from step3.errors import Step3Error
 from step3.plan.topology import Topology, make_topology, parse_topology
 
@@ -39,6 +40,7 @@ class ClusterConfig:
             `listen`.
         local_attention, local_ffn: instances that are started here; None for all of the topology, or, with
             `listen`, for none.
+        tls_cert, tls_key, tls_ca: see `step3.cluster.tls.TLSFiles`; None for no TLS between hosts.
         secret: what instances prove that they know.
         lease: seconds for which an instance counts as alive after it was heard.
         start_seconds: how long this host's instances may take to load.
@@ -55,6 +57,9 @@ class ClusterConfig:
     advertise: str | None = None
     local_attention: int | None = None
     local_ffn: int | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_ca: str | None = None
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
     lease: float = 1.5
     start_seconds: float = 900.0
@@ -85,6 +90,13 @@ class ClusterConfig:
         if self.listen is not None:
             split_address(self.listen)
         check_secret(self.secret)
+        if self.tls is not None and self.listen is None:
+            raise ClusterError("TLS is between hosts, and without listen no other host can join: give both")
+
+    @property
+    def tls(self) -> TLSFiles | None:
+        """What connections between hosts are encrypted with."""
+        return TLSFiles.of(self.tls_cert, self.tls_key, self.tls_ca)
 
     @property
     def launches(self) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from step3.cluster import control, processes
@@ -98,7 +98,10 @@ class Coordinator:
         server, _ = await control.listen(self._local, secret, self._serve)
         self._servers.append(server)
         if self._config.listen is not None:
-            server, self.address = await control.listen(self._config.listen, secret, self._serve)
+            tls = self._config.tls
+            server, self.address = await control.listen(
+                self._config.listen, secret, self._serve, None if tls is None else tls.listening()
+            )
             self._servers.append(server)
         self._spawn(self._watch_leases())
         attention, ffn = self._config.launches
@@ -401,6 +404,7 @@ class Coordinator:
             "cores": slot.cores,
             "advertise": self._advertised,
             "ticket": slot.ticket,
+            "tls": None if self._config.tls is None else asdict(self._config.tls),
         }
         slot.started = time.monotonic()
         self._spawn(self._start_process(slot, settings))
