@@ -22,7 +22,8 @@ import sys
 sys.path[:0] = [{system!r}, {engine!r}]
 from deployments import PATIENCE, Stream, params, prompts, start
 
-llm = start("1A1F", listen="10.77.0.1:7000", local_attention=1, secret={secret!r}.encode(), lease=1.0, **{tls!r})
+secret = {secret!r}.encode()
+llm = start("1A1F", listen="10.77.0.1:7000", local_attention=1, secret=secret, lease=1.0, **{tls!r})
 
 def answers(tell):
     streams = [Stream(llm, prompt, params(i, 300)) for i, prompt in enumerate(prompts(6))]
