@@ -23,7 +23,7 @@ from step3.wire.handshake import Role
 from step3.wire.layout import CallViews, partial_nbytes
 from step3.wire.native import open_library
 
-_MAX_OWN = 4096
+_MAX_OWN = 256
 
 
 @dataclass(frozen=True, eq=False)
