@@ -7,6 +7,7 @@ import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,9 +27,8 @@ from step3.wire.native import open_library
 _MAX_OWN = 256
 
 
-@dataclass(frozen=True, eq=False)
-class Call:
-    """One call of one attention instance.
+class Call(NamedTuple):
+    """One call of one attention instance. A tuple, as one is made for every call.
 
     Attributes:
         number: counted by the attention instance.
@@ -63,8 +63,7 @@ class Call:
             out.copy_(self.values)
 
 
-@dataclass(frozen=True, eq=False)
-class Group:
+class Group(NamedTuple):
     """Calls of one layer that waited together; their rows follow each other in the order of `calls`.
 
     Attributes:
