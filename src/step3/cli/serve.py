@@ -85,6 +85,11 @@ def serve(
         help="Part of the device's memory to use.",
         rich_help_panel=_ENGINE,
     ),
+    load: str = typer.Option(
+        "packed",
+        help="packed: weights are copied into the CPU kernels' order. mmap: they are used from their files.",
+        rich_help_panel=_ENGINE,
+    ),
     kv_cache_memory_bytes: int | None = typer.Option(
         None, help="Memory of the KV cache, instead of a part.", rich_help_panel=_ENGINE
     ),
@@ -280,6 +285,7 @@ def serve(
         "chat_template": chat_template,
         "dtype": dtype,
         "device": device,
+        "load": load,
         "max_model_len": max_model_len,
         "max_num_seqs": max_num_seqs,
         "max_num_batched_tokens": max_num_batched_tokens,

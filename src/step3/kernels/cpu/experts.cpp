@@ -58,8 +58,8 @@ struct Panels {
         const int64_t share = worker.first_run(units()), begin = worker.id() * share;
         bool is_first = true;
         cover(begin, begin + share, [&](const Job &job, int64_t, int64_t panel, int64_t last) {
-            const int64_t bytes = (job.*factor).panel_bytes();
-            if (is_first) worker.expect((job.*factor).panels + panel * bytes, (last - panel) * bytes);
+            const Factor &own = job.*factor;
+            if (is_first) worker.expect(own.begin(panel), (last - panel) * own.panel_bytes());
             is_first = false;
         });
     }
