@@ -59,6 +59,7 @@ class FFNPart:
             self._settings.secret,
             epoch=membership.epoch,
             timing=deployment.timing,
+            tls=None if self._settings.tls is None else self._settings.tls.listening(),
             spin=deployment.spin,
         )
         addresses = {"shm": endpoint.listen(f"shm://step3-{os.getpid()}-{secrets.token_hex(8)}")}

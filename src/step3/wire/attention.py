@@ -18,7 +18,7 @@ from step3.wire.connection import Connection, Peer
 from step3.wire.endpoint import Endpoint
 from step3.wire.errors import FrameError, NoSlotError, WireError
 from step3.wire.events import Answer, Event, Failed, Late, Ticket, Times
-from step3.wire.formats import BLOCK, Format, Shapes, Timing
+from step3.wire.formats import BLOCK, DEFAULT_SPIN, Format, Shapes, Timing
 from step3.wire.frames import Header, Kind
 from step3.wire.handshake import Role
 from step3.wire.layout import CallLayout, CallViews, call_layout
@@ -65,7 +65,7 @@ class AttentionEndpoint(Endpoint):
         epoch: int = 0,
         timing: Timing | None = None,
         tls: ssl.SSLContext | None = None,
-        spin: float = 0.0,
+        spin: float = DEFAULT_SPIN,
         checksums: bool = False,
     ) -> None:
         if partials is Format.FP8:

@@ -18,11 +18,11 @@ from step3.wire.carrier import Carrier
 from step3.wire.connection import Connection, Peer
 from step3.wire.errors import DeadlineError, FrameError, PeerGoneError, WireError
 from step3.wire.events import Event, Gone, Joined, Ticket, Unreachable
-from step3.wire.formats import Shapes, Timing
+from step3.wire.formats import DEFAULT_SPIN, Shapes, Timing
 from step3.wire.frames import Header, Kind
 from step3.wire.handshake import Hello, Role, check_secret
 from step3.wire.link import Link, Listener
-from step3.wire.native import open_library
+from step3.wire.native import open_library, why_not
 from step3.wire.waiter import Waiter
 
 log = logging.getLogger("step3.wire")
@@ -64,7 +64,7 @@ class Endpoint(ABC):
         epoch: int = 0,
         timing: Timing | None = None,
         tls: ssl.SSLContext | None = None,
-        spin: float = 0.0,
+        spin: float = DEFAULT_SPIN,
         checksums: bool = False,
     ) -> None:
         check_secret(secret)
@@ -74,6 +74,8 @@ class Endpoint(ABC):
         self.role, self.instance, self.epoch, self.shapes = role, instance, epoch, shapes
         self._timing, self._checksums = timing or Timing(), checksums
         self._hello = Hello(role, instance, epoch, shapes, rings=open_library() is not None)
+        if not self._hello.rings:
+            log.warning("%s", why_not())
         self._secret, self._tls = secret, tls
         self._events: deque[Event] = deque()
         self._listeners: dict[int, Listener] = {}

@@ -7,6 +7,7 @@ import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,18 +18,17 @@ from step3.wire.connection import Connection, Peer
 from step3.wire.endpoint import Endpoint
 from step3.wire.errors import FrameError, WireError
 from step3.wire.events import Event, Ticket
-from step3.wire.formats import Shapes, Timing
+from step3.wire.formats import DEFAULT_SPIN, Shapes, Timing
 from step3.wire.frames import Header, Kind
 from step3.wire.handshake import Role
 from step3.wire.layout import CallViews, partial_nbytes
 from step3.wire.native import open_library
 
-_MAX_OWN = 4096
+_MAX_OWN = 256
 
 
-@dataclass(frozen=True, eq=False)
-class Call:
-    """One call of one attention instance.
+class Call(NamedTuple):
+    """One call of one attention instance. A tuple, as one is made for every call.
 
     Attributes:
         number: counted by the attention instance.
@@ -63,8 +63,7 @@ class Call:
             out.copy_(self.values)
 
 
-@dataclass(frozen=True, eq=False)
-class Group:
+class Group(NamedTuple):
     """Calls of one layer that waited together; their rows follow each other in the order of `calls`.
 
     Attributes:
@@ -130,7 +129,7 @@ class FFNEndpoint(Endpoint):
         epoch: int = 0,
         timing: Timing | None = None,
         tls: ssl.SSLContext | None = None,
-        spin: float = 0.0,
+        spin: float = DEFAULT_SPIN,
         checksums: bool = False,
     ) -> None:
         super().__init__(Role.FFN, instance, shapes, secret, epoch, timing, tls, spin, checksums)

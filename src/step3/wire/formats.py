@@ -12,6 +12,9 @@ from step3.wire.errors import WireError
 BLOCK = 128
 """Channels that share one scale of a token in `Format.FP8`."""
 
+DEFAULT_SPIN = 1e-4
+"""Seconds for which an endpoint looks again and again before it sleeps: about what waking up costs twice."""
+
 MAX_SEGMENT_BYTES = 1 << 40
 """The most address space that the slots of one connection may take; only what is used becomes memory."""
 
