@@ -140,6 +140,10 @@ _FUNCTIONS = {
         None,
         (c_void_p, c_int64, POINTER(FFN), c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_void_p),
     ),
+    "step3_draw": (
+        None,
+        (c_int64, c_void_p, c_int64, c_int64, c_int64, *(c_void_p,) * 6),
+    ),
     "step3_write_kv": (
         None,
         (POINTER(Shape), c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_void_p),

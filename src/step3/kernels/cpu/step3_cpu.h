@@ -95,6 +95,12 @@ void step3_final_norm(const float *hidden, const uint16_t *answer, const float *
 void step3_ffn_forward(Workspace *, int64_t threads, const step3_ffn *, const uint16_t *x, int64_t tokens,
                        const int64_t *ids, const float *weights, int64_t top_k, uint16_t *out);
 
+// tokens [rows] = a draw of each row of logits [rows, vocab], by blocks of `block` ids; best is the largest of
+// each row. A row whose best is not finite gives 0.
+void step3_draw(int64_t threads, const float *logits, int64_t rows, int64_t vocab, int64_t block,
+                const float *best, const float *temperature, const int64_t *seeds, const int64_t *streams,
+                const int64_t *positions, int64_t *tokens);
+
 // Attention alone, for tests and the benchmark: query [tokens, heads * head_dim] float.
 void step3_write_kv(const step3_shape *, int64_t tokens, const float *key, const float *value,
                     int64_t stride, const int64_t *slots, char *keys, char *values);
