@@ -20,6 +20,7 @@ from step3.cluster.dispatch import Dispatch
 from step3.cluster.processes import BackOff, Nursery, Process
 from step3.cluster.registry import Member, Registry, Role, State
 from step3.cluster.spans import InstanceSpans
+from step3.cluster.totals import retired
 
 log = logging.getLogger("step3.cluster")
 
@@ -363,9 +364,7 @@ class Coordinator:
             self._tell_members()
             return
         if "statistics" in member.told:
-            self._retired.append(
-                {**member.told["statistics"], "waiting": 0, "running": 0, "kv_cache_usage": 0}
-            )
+            self._retired = [retired([*self._retired, member.told["statistics"]])]
         self.requests.lose(member)
 
     async def _watch_leases(self) -> None:

@@ -24,6 +24,9 @@ class Format(enum.IntEnum):
     FP8 = 3
     """float8_e4m3fn with a float32 scale for each token and 128 channels; activations only."""
 
+    # Enum's own hashes the name, in Python: too slow for what every frame looks up.
+    __hash__ = int.__hash__
+
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the stored values."""
