@@ -64,7 +64,7 @@ extern "C" void step3_pack(const step3_stored *from, const step3_matrix *to, int
             const Strip strips[2] = {find_strip(*from, own.expert, 2 * panel),
                                      find_strip(*from, own.expert, 2 * panel + 1)};
             char *at = const_cast<char *>(to->panels) + own.expert * to->bytes + panel * bytes;
-            fill_panel<true>(strips, to->pairs, quantised, 0, at);
+            fill_panel<true>(strips, to->pairs, quantised, {IN_ROW, 0}, at);
             if (quantised)
                 fill_scales(strips, blocks,
                             const_cast<float *>(to->scales) + own.expert * to->num_scales + panel * blocks * 2);

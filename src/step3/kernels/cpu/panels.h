@@ -79,8 +79,15 @@ struct Block {
     }
 };
 
-// 64 bytes of 16 rows as words of 32 bits; the same bytes `ahead` bytes further on are fetched.
-static inline void read_words(const Strip &from, int64_t begin, int64_t ahead, Words &words) {
+// What to fetch while rows are read, in bytes from where they are read; 0 for nothing.
+struct Fetch {
+    int64_t in_row = 0, in_next_panel = 0;
+};
+// Into the row, where nobody fetched the panel before: rows are too many for the processor to foresee.
+constexpr int64_t IN_ROW = 8 * BLOCK_BYTES;
+
+// 64 bytes of 16 rows as words of 32 bits.
+static inline void read_words(const Strip &from, int64_t begin, const Fetch &fetch, Words &words) {
     const bool is_whole = from.rows == STRIP && from.is_as_multiplied() &&
                           begin + BLOCK_BYTES <= from.columns * item_size(from.type);
     if (!is_whole) {
@@ -88,8 +95,10 @@ static inline void read_words(const Strip &from, int64_t begin, int64_t ahead, W
         return words.read(block.rows[0], BLOCK_BYTES);
     }
     const char *at = from.data + begin;
-    if (ahead)
-        for (int r = 0; r < STRIP; r++) _mm_prefetch(at + r * from.stride + ahead, _MM_HINT_T1);
+    if (fetch.in_row)
+        for (int r = 0; r < STRIP; r++) _mm_prefetch(at + r * from.stride + fetch.in_row, _MM_HINT_T1);
+    if (fetch.in_next_panel)
+        for (int r = 0; r < STRIP; r++) _mm_prefetch(at + r * from.stride + fetch.in_next_panel, _MM_HINT_T1);
     words.read(at, from.stride);
 }
 
@@ -106,11 +115,11 @@ static inline void put(char *to, Lanes x) {
 // `to` is where the first one goes.
 template <bool Streams>
 static inline __attribute__((always_inline)) void fill_pairs(const Strip (&strips)[2], int64_t begin, int64_t count,
-                                                             bool quantised, int64_t ahead, char *to) {
+                                                             bool quantised, const Fetch &fetch, char *to) {
     if (!quantised) {
         for (int s = 0; s < 2; s++) {
             Words words;
-            read_words(strips[s], begin, ahead, words);
+            read_words(strips[s], begin, fetch, words);
 #pragma GCC unroll 16
             for (int word = 0; word < 16; word++)
                 for (int part = 0; part < Words::PARTS && word < count; part++)
@@ -119,8 +128,8 @@ static inline __attribute__((always_inline)) void fill_pairs(const Strip (&strip
         return;
     }
     Words first, second;
-    read_words(strips[0], begin, ahead, first);
-    read_words(strips[1], begin, ahead, second);
+    read_words(strips[0], begin, fetch, first);
+    read_words(strips[1], begin, fetch, second);
 #pragma GCC unroll 16
     for (int word = 0; word < 16; word++)
         for (int part = 0; part < Words::PARTS && 2 * word < count; part++) {
@@ -132,12 +141,12 @@ static inline __attribute__((always_inline)) void fill_pairs(const Strip (&strip
         }
 }
 
-// The panel of two strips; `ahead` as in `read_words`.
+// The panel of two strips.
 template <bool Streams>
-static inline void fill_panel(const Strip (&strips)[2], int64_t pairs, bool quantised, int64_t ahead, char *to) {
+static inline void fill_panel(const Strip (&strips)[2], int64_t pairs, bool quantised, const Fetch &fetch, char *to) {
     const int64_t step = quantised ? 32 : 16, pair_bytes = quantised ? 64 : 128;
     for (int64_t pair = 0; pair < pairs; pair += step)
-        fill_pairs<Streams>(strips, pair / step * BLOCK_BYTES, std::min(step, pairs - pair), quantised, ahead,
+        fill_pairs<Streams>(strips, pair / step * BLOCK_BYTES, std::min(step, pairs - pair), quantised, fetch,
                             to + pair * pair_bytes);
 }
 

@@ -139,9 +139,9 @@ static void multiply_panel(const Product &p) {
 }
 
 // A tile times two strips of weights that stay as they are stored: they are laid out a few pairs at a time, in
-// the first-level cache, and the sums are those of `multiply_panel`. `ahead` as in `read_words`.
+// the first-level cache, and the sums are those of `multiply_panel`.
 template <int R, bool QUANTISED>
-static void multiply_strips(const Product &p, const Strip (&strips)[2], int64_t ahead) {
+static void multiply_strips(const Product &p, const Strip (&strips)[2], const Fetch &fetch) {
     constexpr int64_t STEP = QUANTISED ? 32 : 16;  // pairs
     alignas(64) char laid[STEP * 128], wide[QUANTISED && !EXPANDS_FP8 ? STEP * 128 : 64];
     Floats sums[R][VECTORS], totals[R][VECTORS];
@@ -149,7 +149,7 @@ static void multiply_strips(const Product &p, const Strip (&strips)[2], int64_t 
     clear(totals);
     for (int64_t pair = 0; pair < p.pairs; pair += STEP) {
         const int64_t pairs = std::min(STEP, p.pairs - pair);
-        fill_pairs<false>(strips, pair / STEP * BLOCK_BYTES, pairs, QUANTISED, ahead, laid);
+        fill_pairs<false>(strips, pair / STEP * BLOCK_BYTES, pairs, QUANTISED, fetch, laid);
         const uint32_t *a = p.a + pair * p.row_step;
         if constexpr (!QUANTISED) {
             accumulate<R>(sums, Bf16(), a, p.row_step, laid, laid + 64, 128, pairs, laid, 0);
@@ -194,12 +194,12 @@ static inline void multiply_tile(Product p, int rows) {
     }
 }
 
-static inline void multiply_stored(const Product &p, int rows, const Strip (&strips)[2], bool quantised, int64_t ahead) {
+static inline void multiply_stored(const Product &p, int rows, const Strip (&strips)[2], bool quantised, const Fetch &fetch) {
     switch (rows) {
 #define STEP3_CASE(R)                                                                              \
     case R:                                                                                        \
         if constexpr (R <= ROWS)                                                                   \
-            quantised ? multiply_strips<R, true>(p, strips, ahead) : multiply_strips<R, false>(p, strips, ahead); \
+            quantised ? multiply_strips<R, true>(p, strips, fetch) : multiply_strips<R, false>(p, strips, fetch); \
         break;
         STEP3_EACH_ROWS(STEP3_CASE)
 #undef STEP3_CASE
@@ -237,8 +237,8 @@ struct Factor {
     // Bytes that a panel takes that is laid out by `open`.
     int64_t room() const { return stored ? panel_bytes() + 8 * blocks() : 0; }
 
-    // A panel; what stays as it is stored is laid out in `room`.
-    Weights open(int64_t panel, char *room) const {
+    // A panel; what stays as it is stored is laid out in `room`. `is_first`: nobody fetched it before.
+    Weights open(int64_t panel, bool is_first, char *room) const {
         const int64_t bytes = panel_bytes();
         if (!stored) {
             const char *at = panels + panel * bytes;
@@ -246,7 +246,7 @@ struct Factor {
         }
         const Strip strips[2] = {find_strip(*stored, expert, 2 * panel), find_strip(*stored, expert, 2 * panel + 1)};
         float *own_scales = scales ? (float *)(room + bytes) : nullptr;
-        fill_panel<false>(strips, pairs, scales, 0, room);
+        fill_panel<false>(strips, pairs, scales, {is_first ? IN_ROW : 0, 0}, room);
         if (scales) fill_scales(strips, blocks(), own_scales);
         const int64_t next = to_next_panel(strips);
         return {room, own_scales, {strips[0].data + next, strips[1].data + next}};
@@ -257,10 +257,11 @@ struct Factor {
         return strips[0].stride * (stored->interleave ? STRIP : PANEL);
     }
 
-    // A panel that stays as it is stored times a tile that has no more than ROWS rows.
-    void multiply_in_place(int64_t panel, const Product &p, int rows) const {
+    // A panel that stays as it is stored times a tile that has no more than ROWS rows. The first of a run was
+    // fetched by nobody, and behind the last one begins what is another thread's.
+    void multiply_in_place(int64_t panel, bool is_first, bool is_last, const Product &p, int rows) const {
         const Strip strips[2] = {find_strip(*stored, expert, 2 * panel), find_strip(*stored, expert, 2 * panel + 1)};
-        multiply_stored(p, rows, strips, scales, to_next_panel(strips));
+        multiply_stored(p, rows, strips, scales, {is_first ? IN_ROW : 0, is_last ? 0 : to_next_panel(strips)});
     }
 };
 
@@ -278,13 +279,14 @@ static inline void multiply(const Factor &m, const uint32_t *a, const Tiles &til
         const int64_t row = tiles.start(first);
         const int rows = tiles.size(first);
         for (int64_t panel = begin; panel < end; panel++) {
-            m.multiply_in_place(panel, {a + row * m.pairs, rows, nullptr, m.pairs, nullptr, nullptr, 0, out}, rows);
+            const Product p{a + row * m.pairs, rows, nullptr, m.pairs, nullptr, nullptr, 0, out};
+            m.multiply_in_place(panel, panel == begin, panel + 1 == end, p, rows);
             keep(row, rows, panel, out);
         }
         return;
     }
     for (int64_t panel = begin; panel < end; panel++) {
-        const Weights weights = m.open(panel, room);
+        const Weights weights = m.open(panel, panel == begin, room);
         Product p{nullptr, 0, weights.panel, m.pairs, weights.scales, nullptr, 0, out};
         if (expands) {
             expand_fp8(weights.panel, wide, m.pairs);
