@@ -10,10 +10,11 @@ help:  ## What each target does
 	@grep -E '^[a-zA-Z0-9._-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 28
 
 # Compiled with the package, where there is a compiler.
-KERNELS = setup.py $(wildcard src/step3/kernels/cpu/*.cpp src/step3/kernels/cpu/*.h)
+LIBRARIES = setup.py $(wildcard src/step3/kernels/cpu/*.cpp src/step3/kernels/cpu/*.h \
+	src/step3/wire/native/*.cpp src/step3/wire/native/*.h)
 
 # torch first and alone: nothing else may choose its build.
-$(VENV)/.run: pyproject.toml constraints.txt $(KERNELS)
+$(VENV)/.run: pyproject.toml constraints.txt $(LIBRARIES)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing step3 into $(VENV) (a few minutes the first time) ..."
 	@$(INSTALL) torch

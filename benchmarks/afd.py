@@ -157,19 +157,27 @@ def measure_ffn(folder: Path, calls: list[FFNCall], rounds: int) -> float:
     return statistics.median(times)
 
 
-def serve_ffn(folder: Path, address: str, secret: bytes) -> None:
+def serve_ffn(folder: Path, address: str, secret: bytes, core: int, spin: float) -> None:
     """The FFN instance, in a process of its own."""
+    os.sched_setaffinity(0, {core})
     checkpoint = Checkpoint.open(folder)
-    endpoint = FFNEndpoint(0, shapes_of(checkpoint, 64), secret)
+    endpoint = FFNEndpoint(0, shapes_of(checkpoint, 64), secret, spin=spin)
     endpoint.listen(address)
     print("ready", flush=True)
     FFNServer(endpoint, FFNShard.load(checkpoint, torch.float32), torch.float32).run(lambda: True)
 
 
 def measure(
-    folder: Path, lanes: int, sequences: int, context: int, steps: int, formats: tuple[Format, Format]
+    folder: Path,
+    lanes: int,
+    sequences: int,
+    context: int,
+    steps: int,
+    formats: tuple[Format, Format],
+    ffn_core: int,
+    spin: float,
 ) -> dict[str, float]:
-    """A, F and the time of a round, in milliseconds."""
+    """A, F and the time of a round, in milliseconds; `ffn_core` is where the FFN instance runs."""
     checkpoint = Checkpoint.open(folder)
     tokens = 3 * (steps + WARM_STEPS) + 64
     # The batches that the FFN side will see.
@@ -185,12 +193,9 @@ def measure(
     del seen
 
     secret, address = secrets.token_bytes(32), f"shm://step3-benchmark-{secrets.token_hex(6)}"
-    cores = sorted(os.sched_getaffinity(0))
+    arguments = ["--ffn", str(folder), "--address", address, "--core", str(ffn_core), "--spin", str(spin)]
     other = subprocess.Popen(
-        [sys.executable, __file__, "--ffn", str(folder), "--address", address],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        preexec_fn=lambda: os.sched_setaffinity(0, {cores[-1]}),
+        [sys.executable, __file__, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     try:
         assert other.stdin is not None
@@ -201,7 +206,12 @@ def measure(
         both = Attention(folder, lanes, sequences, context, tokens)
         activations, partials = formats
         endpoint = AttentionEndpoint(
-            0, shapes_of(checkpoint, 2 * lanes), secret, activations=activations, partials=partials
+            0,
+            shapes_of(checkpoint, 2 * lanes),
+            secret,
+            activations=activations,
+            partials=partials,
+            spin=spin,
         )
         timeline = Timeline(lanes)
         link = WireLink(endpoint, 1, timeline)
@@ -243,12 +253,14 @@ def main(
     partials: Annotated[str, typer.Option(help="float32 or bfloat16 back.")] = "float32",
     out: Annotated[Path | None, typer.Option(help="Write JSON, too.")] = None,
     ffn: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    spin: Annotated[float, typer.Option(help="Seconds either side looks again before it sleeps.")] = 1e-4,
     address: Annotated[str, typer.Option(hidden=True)] = "",
+    core: Annotated[int, typer.Option(hidden=True)] = 0,
 ) -> None:
     """Measure the pipeline of attention and FFN on two cores."""
     torch.set_num_threads(1)
     if ffn is not None:
-        serve_ffn(ffn, address, sys.stdin.buffer.read())
+        serve_ffn(ffn, address, sys.stdin.buffer.read(), core, spin)
         return
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
@@ -258,8 +270,9 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         write_network(Path(folder), hidden, layers, expert_dim)
         for count in lanes or [1, 2, 3, 4]:
+            formats = FORMATS[activations], FORMATS[partials]
             found = measure(
-                Path(folder), count, sequences, context, steps, (FORMATS[activations], FORMATS[partials])
+                Path(folder), count, sequences, context, steps, formats, ffn_core=cores[1], spin=spin
             )
             rows.append(found)
     title = (

@@ -29,7 +29,7 @@ from rich.table import Table
 from step3.checkpoint import Checkpoint
 from step3.checkpoint.config import TextSizes
 from step3.kernels.cpu import open_library, why_not
-from step3.kernels.cpu.packing import Arena
+from step3.kernels.cpu.weights import Arena
 
 WORKER = Path(__file__).with_name("cpu_worker.py")
 CASES = "1x128x32,4x128x24,16x128x16,64x128x12"

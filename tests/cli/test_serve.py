@@ -88,3 +88,8 @@ def test_drafts_are_asked_for_in_vllms_words(monkeypatch: pytest.MonkeyPatch) ->
     asked = {"method": "ngram", "num_speculative_tokens": 4}
     found = options(monkeypatch, "--speculative-config", json.dumps(asked))
     assert found["engine"]["speculative_config"] == asked
+
+
+def test_weights_may_stay_in_their_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert options(monkeypatch)["engine"]["load"] == "packed"
+    assert options(monkeypatch, "--load", "mmap")["engine"]["load"] == "mmap"

@@ -38,6 +38,11 @@ def test_who_listens_starts_only_what_is_asked_for() -> None:
         ({"topology": "2A2F", "secret": b"short"}, "at least 16"),
         ({"topology": "2A2F", "local_ffn": 3}, "local_ffn must be a whole number from 0 to 2"),
         ({"topology": "2A2F", "colour": 3}, "no option 'colour'"),
+        ({"topology": "2A2F", "listen": "[::]:0", "tls_cert": "a.pem"}, "give --cluster-tls-cert, --cluster"),
+        (
+            {"topology": "2A2F", "listen": "[::]:0", "tls_cert": "a", "tls_key": "b", "tls_ca": "nowhere"},
+            "TLS between hosts cannot use a, b and nowhere: No such file",
+        ),
         ({"attention_instances": 2, "ffn_instances": 3, "ffn_parallel": "ep2"}, "cannot be ep2"),
     ],
 )

@@ -21,9 +21,10 @@ def test_every_asset_is_served_with_its_type_and_may_run_nothing_else(path: str)
     assert response.content
 
 
-def test_the_pages_are_the_chat_and_the_planner() -> None:
+def test_the_pages_are_the_chat_the_planner_and_the_pipeline() -> None:
     assert "<title>Step3</title>" in get(StandIn(), "/").text
     assert "<title>Step3 planner</title>" in get(StandIn(), "/planner").text
+    assert "<title>Step3 pipeline</title>" in get(StandIn(), "/pipeline").text
 
 
 def test_what_a_browser_has_is_not_sent_again() -> None:
@@ -61,7 +62,7 @@ def test_nothing_but_assets_is_served(path: str) -> None:
 
 def test_pages_need_no_key_and_what_they_ask_for_does() -> None:
     keys = {"api_keys": ("secret",)}
-    for path in ("/", "/planner", "/page/chat.js"):
+    for path in ("/", "/planner", "/pipeline", "/page/chat.js"):
         assert get(StandIn(), path, **keys).status_code == 200
     for path in ("/v1/models", "/planner/catalogue"):
         assert get(StandIn(), path, **keys).status_code == 401
@@ -73,7 +74,7 @@ def test_all_that_pages_load_is_in_the_package() -> None:
         text = file.read_text()
         loaded = re.findall(r'(?:src|href)="([^"#]+)"', text)
         assert loaded
-        assert {name for name in loaded if name not in (".", "planner")} <= known
+        assert {name for name in loaded if name not in (".", "planner", "pipeline")} <= known
         # What the policy forbids would be dead.
         assert not re.search(r"<script(?![^>]*src=)|\son\w+=|\sstyle=", text)
     for file in FOLDER.glob("*.js"):

@@ -4,11 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 from deployments import PATIENCE, Stream, is_whole, kill, pid_of, start, until
-from engine_requests import golden_cases, golden_prompt, shared_llm
+from engine_requests import golden_cases, golden_prompt, make_llm, shared_llm
 
 from step3 import LLM, SamplingParams, StructuredOutputsParams
 from step3.cluster.config import ClusterError
 from step3.engine.request import RequestError
+from step3.kernels.cpu import open_library
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, logprobs=5)
 
@@ -119,3 +120,13 @@ def test_a_trace_shows_all_instances(llm: LLM) -> None:
     assert any(name.startswith("ffn") for name in names)
     stages = {event["name"] for event in trace["traceEvents"] if event["ph"] == "X"}
     assert stages == {"attention", "wire", "waiting", "ffn"}
+
+
+@pytest.mark.skipif(open_library() is None, reason="the CPU kernels are not there")
+def test_instances_use_the_weights_from_their_files() -> None:
+    prompts = [{"prompt_token_ids": case["prompt_token_ids"]} for case in golden_cases("text-fp8")]
+    here = make_llm("text-fp8", dtype="bfloat16").generate(prompts, GREEDY, use_tqdm=False)
+    with start("1A1F", "text-fp8", dtype="bfloat16", load="mmap") as llm:
+        assert llm.cluster.memory.mapped > 0
+        there = llm.generate(prompts, GREEDY, use_tqdm=False)
+    assert [one.outputs[0].token_ids for one in there] == [one.outputs[0].token_ids for one in here]

@@ -48,11 +48,34 @@ TOOL_CALL = (
 )
 
 
+LANE = {"attention": 0.5, "wire": 0.2, "waiting": 0.1, "ffn": 0.2, "steps": 10, "calls": 60, "tokens": 160}
+INSTANCE = {"instance": 0, "state": "ready", "epoch": 1, "told_seconds": 5.0, "shard": 0, "idle_seconds": 0.1}
+SERVED = {"seconds": 0.9, "products": 50, "calls": 60, "tokens": 160}
+SPAN = {"ph": "X", "pid": 0, "tid": 0, "name": "attention", "ts": 5.0, "dur": 2000.0}
+DEPLOYMENT = {
+    "topology": "1A1F",
+    "attention": [
+        {**INSTANCE, "lanes": [LANE, LANE], "running": 16, "waiting": 2, "kv_cache_usage": 0.25, "link": {}}
+    ],
+    "ffn": [{**INSTANCE, **SERVED, "state": "draining"}],
+    "restarts": {},
+    "moved_requests": 0,
+    "parked_requests": 0,
+    "limit": "",
+    "traceEvents": [
+        {"ph": "M", "name": "process_name", "pid": 0, "tid": 0, "args": {"name": "attention 0"}},
+        {**SPAN, "args": {"layer": 1, "tokens": 16}},
+        {**SPAN, "name": "wire", "tid": 1, "ts": 2005.0, "args": {"layer": 1, "tokens": 16}},
+    ],
+}
+"""Both what a deployment is and what a trace of it holds; the same at every look."""
+
+
 class Scripted:
     """The application in front of a scripted engine, on a port of its own."""
 
     def __init__(self, **options: Any) -> None:
-        self.engine = StandIn(chat=answers((0, "hello", "stop")), statistics=[{}])
+        self.engine = StandIn(chat=answers((0, "hello", "stop")), statistics=[{}], cluster=[DEPLOYMENT])
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/"
         app = make_app(ServerConfig(**options), self.engine)  # type: ignore[arg-type]
@@ -445,14 +468,18 @@ UNNAMED = """
     .map((one) => one.outerHTML.slice(0, 90));"""
 
 
-@pytest.mark.parametrize(("scheme", "page"), [(s, p) for s in ("light", "dark") for p in ("", "planner")])
+READY = {"planner": "#choices tbody tr", "pipeline": ".instance"}
+"""What shows that a page has all that it asked for."""
+
+
+@pytest.mark.parametrize(("scheme", "page"), [(s, p) for s in ("light", "dark") for p in ("", *READY)])
 def test_both_colour_schemes_can_be_read_and_everything_has_a_name(
     browser: Browser, scripted: Scripted, scheme: str, page: str
 ) -> None:
     scripted.will_answer("hm\n</think>\nSome `code`, and\n\n```py\nx = 1\n```\n")
     browser.open(scripted.url + page, scheme=scheme)
     if page:
-        browser.until(lambda: browser.all("#choices tbody tr"))
+        browser.until(lambda: browser.all(READY[page]))
     else:
         browser.ask("hi")
         browser.answer()
@@ -472,14 +499,14 @@ def test_the_theme_can_be_chosen_and_stays(browser: Browser, scripted: Scripted)
     assert browser.run(CONTRASTS)[0] < 0.1
 
 
-@pytest.mark.parametrize("page", ["", "planner"])
+@pytest.mark.parametrize("page", ["", *READY])
 def test_a_phone_shows_everything_without_scrolling_sideways(
     browser: Browser, scripted: Scripted, page: str
 ) -> None:
     scripted.will_answer("</think>\n", "```\n" + "x" * 300 + "\n```\n", "y" * 300)
     browser.open(scripted.url + page, width=360, height=700)
     if page:
-        browser.until(lambda: browser.all("#choices tbody tr"))
+        browser.until(lambda: browser.all(READY[page]))
     else:
         browser.ask("z" * 200)
         browser.answer()
@@ -488,6 +515,47 @@ def test_a_phone_shows_everything_without_scrolling_sideways(
         assert send["width"] >= 36
     assert browser.run("return document.documentElement.scrollWidth") <= 360
     assert all(one.rect["x"] + one.rect["width"] <= 360 for one in browser.all(".bar > *"))
+
+
+def test_the_pipeline_shows_lanes_in_colours_and_what_limits_them(
+    browser: Browser, scripted: Scripted
+) -> None:
+    browser.open(f"{scripted.url}pipeline")
+    assert browser.text("#topology") == "1A1F"
+    assert browser.text("#limit") == "Nothing is being computed"
+    [attention, ffn] = browser.until(lambda: [one.text for one in browser.all(".instance")])
+    assert "16 running, 2 waiting, 25 % of the cache" in attention
+    assert "lane 1" in attention
+    assert "draining" in ffn
+    colours = """
+      const canvas = document.getElementById("gantt"), pen = canvas.getContext("2d"), seen = new Set();
+      const middle = pen.getImageData(0, 13 * devicePixelRatio, canvas.width, 1).data;
+      for (let at = 0; at < middle.length; at += 4) seen.add([...middle.slice(at, at + 3)].join());
+      return [...seen]"""
+    # Attention's and the wire's, as the style sheet has them for light pages.
+    browser.until(lambda: {"74,95,208", "224,148,47"} <= set(browser.run(colours)))
+    assert "Lanes and FFN instances over 4 ms" in browser.one("#gantt").get_attribute("aria-label")
+    asked = len(scripted.engine.asked)
+    browser.until(lambda: len(scripted.engine.asked) >= asked + 6)
+
+
+def test_a_paused_pipeline_asks_for_nothing(browser: Browser, scripted: Scripted) -> None:
+    browser.open(f"{scripted.url}pipeline")
+    browser.until(lambda: browser.all(".instance"))
+    browser.one("#pause").click()
+    assert browser.one("#pause").text == "Go on"
+    # What was under way ends; then the page is still.
+    found = []
+    browser.until(lambda: found.append(len(scripted.engine.asked)) or found[-1:] * 50 == found[-50:])
+    browser.one("#pause").click()
+    browser.until(lambda: len(scripted.engine.asked) > found[-1])
+
+
+def test_a_server_of_one_process_says_how_to_have_a_pipeline(browser: Browser, bundled: str) -> None:
+    browser.open(f"{bundled}pipeline")
+    assert "There is no pipeline here" in browser.text("#fault")
+    assert "--ffn-instances 1" in browser.text("#fault code")
+    assert not browser.one("#fault").get_attribute("class").endswith("fault")
 
 
 def test_the_planner_follows_its_sliders(browser: Browser, scripted: Scripted) -> None:

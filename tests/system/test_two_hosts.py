@@ -5,9 +5,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from certificates import make_files
 from deployments import PATIENCE
 from engine_requests import GOLDEN
 
@@ -20,11 +22,12 @@ import sys
 sys.path[:0] = [{system!r}, {engine!r}]
 from deployments import PATIENCE, Stream, params, prompts, start
 
-llm = start("1A1F", listen="10.77.0.1:7000", local_attention=1, secret={secret!r}.encode(), lease=1.0)
+secret = {secret!r}.encode()
+llm = start("1A1F", listen="10.77.0.1:7000", local_attention=1, secret=secret, lease=1.0, **{tls!r})
 
 def answers(tell):
     streams = [Stream(llm, prompt, params(i, 300)) for i, prompt in enumerate(prompts(6))]
-    while not all(len(one.tokens) > 5 for one in streams):
+    while not all(len(one.tokens) > 5 or one.error for one in streams):
         streams[0].ended.wait(0.01)
     tell()
     assert all(one.ended.wait(PATIENCE) for one in streams)
@@ -94,11 +97,18 @@ def hosts() -> Iterator[Hosts]:
     made.remove()
 
 
-def test_a_link_that_is_cut_and_comes_back_costs_no_request(hosts: Hosts) -> None:
-    program = FRONT.format(system=str(TESTS / "system"), engine=str(TESTS / "engine"), secret=SECRET)
-    front = hosts.start(0, sys.executable, "-c", program)
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_a_link_that_is_cut_and_comes_back_costs_no_request(
+    hosts: Hosts, tmp_path: Path, encrypted: bool
+) -> None:
+    files = asdict(make_files(tmp_path)) if encrypted else {}
+    tls = {f"tls_{name}": file for name, file in files.items()}
+    paths = {"system": str(TESTS / "system"), "engine": str(TESTS / "engine")}
+    front = hosts.start(0, sys.executable, "-c", FRONT.format(**paths, secret=SECRET, tls=tls))
+    flags = [text for name, file in files.items() for text in (f"--cluster-tls-{name}", file)]
     step3 = "from step3.cli.main import main; main()"
-    ffn = hosts.start(1, sys.executable, "-c", step3, "ffn", str(GOLDEN / "text"), "--join", "10.77.0.1:7000")
+    joining = ["ffn", str(GOLDEN / "text"), "--join", "10.77.0.1:7000", *flags]
+    ffn = hosts.start(1, sys.executable, "-c", step3, *joining)
     try:
         assert front.stdout is not None
         assert front.stdout.readline() == "undisturbed\n"

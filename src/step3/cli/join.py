@@ -11,6 +11,9 @@ _SECRET = typer.Option(None, envvar="STEP3_CLUSTER_SECRET", help="The deployment
 _MODEL = typer.Argument(None, help="The same checkpoint as the server's; left out, the bundled model.")
 _DEVICE = typer.Option(None, help="Where to compute; left out, as the server's --device says.")
 _THREADS = typer.Option(None, min=1, help="Threads to compute with.")
+_TLS_CERT = typer.Option(None, help="This host's certificate, in PEM: encrypts what goes to other hosts.")
+_TLS_KEY = typer.Option(None, help="The certificate's private key.")
+_TLS_CA = typer.Option(None, help="The authority whose certificates the deployment's hosts have.")
 _CORES = typer.Option(None, help="Cores to be bound to, like 0-3,8.")
 
 
@@ -21,13 +24,17 @@ def attention(
     device: str | None = _DEVICE,
     threads: int | None = _THREADS,
     cores: str | None = _CORES,
+    cluster_tls_cert: str | None = _TLS_CERT,
+    cluster_tls_key: str | None = _TLS_KEY,
+    cluster_tls_ca: str | None = _TLS_CA,
 ) -> None:
     """Compute attention, KV cache and sampling for a deployment; Ctrl-C leaves, and requests go on elsewhere.
 
     \b
     STEP3_CLUSTER_SECRET=... step3 attention ./step3-fp8 --join 10.0.0.1:7000
     """
-    _run("attention", model, join, cluster_secret, device, threads, cores, None)
+    tls = cluster_tls_cert, cluster_tls_key, cluster_tls_ca
+    _run("attention", model, join, cluster_secret, device, threads, cores, None, tls)
 
 
 def ffn(
@@ -37,6 +44,9 @@ def ffn(
     device: str | None = _DEVICE,
     threads: int | None = _THREADS,
     cores: str | None = _CORES,
+    cluster_tls_cert: str | None = _TLS_CERT,
+    cluster_tls_key: str | None = _TLS_KEY,
+    cluster_tls_ca: str | None = _TLS_CA,
     advertise: str | None = typer.Option(
         None, help="Host under which attention instances reach this one; found out if left out."
     ),
@@ -46,7 +56,8 @@ def ffn(
     \b
     STEP3_CLUSTER_SECRET=... step3 ffn ./step3-fp8 --join 10.0.0.1:7000
     """
-    _run("ffn", model, join, cluster_secret, device, threads, cores, advertise)
+    tls = cluster_tls_cert, cluster_tls_key, cluster_tls_ca
+    _run("ffn", model, join, cluster_secret, device, threads, cores, advertise, tls)
 
 
 def read_cores(text: str) -> tuple[int, ...]:
@@ -82,6 +93,7 @@ def _run(
     threads: int | None,
     cores: str | None,
     advertise: str | None,
+    tls: tuple[str | None, str | None, str | None],
 ) -> None:
     import logging
     import os
@@ -90,6 +102,7 @@ def _run(
 
     from step3.cluster import control
     from step3.cluster.instance import InstanceSettings, run_instance
+    from step3.cluster.tls import TLSFiles
 
     control.split_address(join)
     if not secret:
@@ -105,6 +118,7 @@ def _run(
         threads=threads,
         cores=None if cores is None else read_cores(cores),
         advertise=advertise,
+        tls=TLSFiles.of(*tls),
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     status = 0

@@ -85,6 +85,11 @@ def serve(
         help="Part of the device's memory to use.",
         rich_help_panel=_ENGINE,
     ),
+    load: str = typer.Option(
+        "packed",
+        help="packed: weights are copied into the CPU kernels' order. mmap: they are used from their files.",
+        rich_help_panel=_ENGINE,
+    ),
     kv_cache_memory_bytes: int | None = typer.Option(
         None, help="Memory of the KV cache, instead of a part.", rich_help_panel=_ENGINE
     ),
@@ -208,6 +213,15 @@ def serve(
     cluster_secret: str | None = typer.Option(
         None, envvar="STEP3_CLUSTER_SECRET", help="What who joins must know.", rich_help_panel=_AFD
     ),
+    cluster_tls_cert: str | None = typer.Option(
+        None, help="This host's certificate, in PEM: encrypts what goes to other hosts.", rich_help_panel=_AFD
+    ),
+    cluster_tls_key: str | None = typer.Option(
+        None, help="The certificate's private key.", rich_help_panel=_AFD
+    ),
+    cluster_tls_ca: str | None = typer.Option(
+        None, help="The authority whose certificates who joins must have.", rich_help_panel=_AFD
+    ),
     tensor_parallel_size: int = typer.Option(
         1, "--tensor-parallel-size", "-tp", "--tp", "--tp-size", rich_help_panel=_PARALLEL
     ),
@@ -271,6 +285,7 @@ def serve(
         "chat_template": chat_template,
         "dtype": dtype,
         "device": device,
+        "load": load,
         "max_model_len": max_model_len,
         "max_num_seqs": max_num_seqs,
         "max_num_batched_tokens": max_num_batched_tokens,
@@ -302,6 +317,9 @@ def serve(
                 "local_attention": local_attention,
                 "local_ffn": local_ffn,
                 "secret": cluster_secret,
+                "tls_cert": cluster_tls_cert,
+                "tls_key": cluster_tls_key,
+                "tls_ca": cluster_tls_ca,
             }
         )
     )
@@ -348,7 +366,7 @@ def deployment_options(given: dict[str, Any]) -> dict[str, Any]:
         # The environment may hold a secret that another command is to use.
         options.pop("secret", None)
         if options:
-            flag = next(iter(options)).replace("_", "-")
+            flag = next(iter(options)).replace("_", "-").replace("tls-", "cluster-tls-")
             raise Step3Error(f"--{flag} is for several processes: give --ffn-instances, or leave it out")
         return {}
     if options.get("secret") is not None:

@@ -141,7 +141,9 @@ async def connect(address: str, secret: bytes, tls: ssl.SSLContext | None = None
             proof = await reader.readexactly(PROOF_BYTES)
     except (asyncio.IncompleteReadError, OSError, TimeoutError, asyncio.TimeoutError):
         writer.close()
-        raise ControlError(f"{address} refused: is the secret the same on both sides?") from None
+        raise ControlError(
+            f"{address} refused: is the secret the same on both sides, and is TLS on at both or at neither?"
+        ) from None
     except ControlError:
         writer.close()
         raise

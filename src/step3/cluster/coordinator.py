@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from step3.cluster import control, processes
@@ -20,6 +20,7 @@ from step3.cluster.dispatch import Dispatch
 from step3.cluster.processes import BackOff, Nursery, Process
 from step3.cluster.registry import Member, Registry, Role, State
 from step3.cluster.spans import InstanceSpans
+from step3.cluster.totals import retired
 
 log = logging.getLogger("step3.cluster")
 
@@ -77,6 +78,7 @@ class Coordinator:
         self._spans: dict[Member, asyncio.Future[Any]] = {}
         self._retired: list[Mapping[str, Any]] = []
         self._is_stopping = False
+        self._recording = asyncio.Lock()
         self.address: str | None = None
         self.restarts: Counter[str] = Counter()
         self.requests = Dispatch(self._send, self._let_go_if_idle)
@@ -97,7 +99,10 @@ class Coordinator:
         server, _ = await control.listen(self._local, secret, self._serve)
         self._servers.append(server)
         if self._config.listen is not None:
-            server, self.address = await control.listen(self._config.listen, secret, self._serve)
+            tls = self._config.tls
+            server, self.address = await control.listen(
+                self._config.listen, secret, self._serve, None if tls is None else tls.listening()
+            )
             self._servers.append(server)
         self._spawn(self._watch_leases())
         attention, ffn = self._config.launches
@@ -212,7 +217,11 @@ class Coordinator:
         self._let_go_if_idle(member)
 
     async def record(self, seconds: float) -> list[InstanceSpans]:
-        """What all instances do for so long."""
+        """What all instances do for so long; who asks meanwhile waits for a recording of its own."""
+        async with self._recording:
+            return await self._record(seconds)
+
+    async def _record(self, seconds: float) -> list[InstanceSpans]:
         for channel in self._channels.values():
             channel.send({"type": "record", "seconds": seconds + 1.0})
         await asyncio.sleep(seconds)
@@ -363,9 +372,7 @@ class Coordinator:
             self._tell_members()
             return
         if "statistics" in member.told:
-            self._retired.append(
-                {**member.told["statistics"], "waiting": 0, "running": 0, "kv_cache_usage": 0}
-            )
+            self._retired = [retired([*self._retired, member.told["statistics"]])]
         self.requests.lose(member)
 
     async def _watch_leases(self) -> None:
@@ -402,6 +409,7 @@ class Coordinator:
             "cores": slot.cores,
             "advertise": self._advertised,
             "ticket": slot.ticket,
+            "tls": None if self._config.tls is None else asdict(self._config.tls),
         }
         slot.started = time.monotonic()
         self._spawn(self._start_process(slot, settings))
@@ -435,12 +443,18 @@ class Coordinator:
             self._slots.remove(slot)
             return
         lived = time.monotonic() - slot.started
-        wait = slot.back_off.next(lived)
+        wait = slot.back_off.next(lived, self._has_stand_in(slot))
         log.warning("%s instance %d starts again in %g s", slot.role, slot.instance, wait)
         slot.deaths += 1
         self.restarts[slot.role] += 1
         self._spawn(self._fill_later(slot, wait))
         self._changed.set()
+
+    def _has_stand_in(self, slot: Slot) -> bool:
+        """Whether another instance can do what one of this host's did."""
+        shards = self._config.topology.shards if slot.role == "ffn" else 1
+        ready = self._registry.members(slot.role, State.READY)
+        return any((one.instance - slot.instance) % shards == 0 for one in ready)
 
     async def _fill_later(self, slot: Slot, seconds: float) -> None:
         await asyncio.sleep(seconds)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from step3.cluster.registry import Member, State
 from step3.cluster.router import Place, choose
+
+log = logging.getLogger("step3.cluster")
+
+SUSPECT_DEATHS, MOST_DEATHS = 2, 4
+"""Instances that died, one after the other, before a request gave a token. After so many it is suspected of
+having killed them, and goes on apart from other suspects so that none dies for another; then it fails."""
+
+MOST_MOVES = 64
+"""Instances that may die with a request at all."""
 
 
 @dataclass(eq=False)
@@ -35,6 +45,8 @@ class Ongoing:
         deliver: takes each message about it, on the coordinator's thread.
         member: the instance that has it.
         attempt: how often it was given to an instance.
+        moves: instances that died with it.
+        deaths: those of them that died since it last gave a token.
     """
 
     number: int
@@ -47,6 +59,13 @@ class Ongoing:
     deliver: Callable[[Mapping[str, Any]], None]
     member: Member | None = None
     attempt: int = 0
+    moves: int = 0
+    deaths: int = 0
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it may be what kills instances."""
+        return self.deaths >= SUSPECT_DEATHS
 
     @property
     def held(self) -> int:
@@ -73,11 +92,12 @@ class Dispatch:
         self._places: dict[Member, Place] = {}
         self._requests: dict[int, Ongoing] = {}
         self._parked: list[Ongoing] = []
+        self._on_trial: dict[Member, Ongoing] = {}
         self.moved = 0
 
     @property
     def num_parked(self) -> int:
-        """Requests that wait for an attention instance to be there."""
+        """Requests that wait for an attention instance, or, as suspects, for one that has no other."""
         return len(self._parked)
 
     def is_with(self, member: Member) -> bool:
@@ -87,17 +107,22 @@ class Dispatch:
     def take_in(self, member: Member, capacity: int) -> None:
         """An attention instance is ready, with a KV cache of `capacity` tokens."""
         self._places[member] = Place(capacity)
-        parked, self._parked = self._parked, []
-        for request in parked:
-            self._give_out(request)
+        self._give_out_parked()
 
     def lose(self, member: Member) -> None:
         """An attention instance is gone: what it had goes on elsewhere."""
         self._places.pop(member, None)
+        self._on_trial.pop(member, None)
         for request in [one for one in self._requests.values() if one.member is member]:
             request.member = None
             self.moved += 1
-            self._give_out(request)
+            request.moves += 1
+            request.deaths += 1
+            if request.deaths >= MOST_DEATHS or request.moves >= MOST_MOVES:
+                self._give_up(request)
+            else:
+                self._give_out(request)
+        self._give_out_parked()
 
     def submit(self, request: Ongoing) -> None:
         """Takes a request on; it is seen through whatever becomes of the instances."""
@@ -132,6 +157,10 @@ class Dispatch:
             answer.is_finished = finish_reason is not None
             self._places[member].held += len(tokens)
             fresh.append(packed)
+            if tokens:
+                request.deaths = 0
+        if request.deaths == 0:
+            self._end_trial(request)
         if message.get("finished"):
             self._finish(request)
         request.deliver({**message, "answers": fresh})
@@ -146,10 +175,11 @@ class Dispatch:
     def _give_out(self, request: Ongoing) -> None:
         """Gives a request to the instance that suits it best, to go on from where it is."""
         places = {
-            member.instance: place for member, place in self._places.items() if member.state is State.READY
+            member.instance: place
+            for member, place in self._places.items()
+            if member.state is State.READY and not (request.is_suspect and member in self._on_trial)
         }
-        tokens = request.num_tokens + sum(len(one.tokens) for one in request.answers)
-        instance = choose(places, request.names, tokens)
+        instance = choose(places, request.names, request.held)
         if instance is None:
             self._parked.append(request)
             return
@@ -158,6 +188,8 @@ class Dispatch:
         place.remember(request.names)
         place.held += request.held
         request.member, request.attempt = member, request.attempt + 1
+        if request.is_suspect:
+            self._on_trial[member] = request
         has_begun = any(one.tokens for one in request.answers)
         self._send(
             member,
@@ -173,6 +205,27 @@ class Dispatch:
             },
         )
 
+    def _give_out_parked(self) -> None:
+        parked, self._parked = self._parked, []
+        for request in parked:
+            self._give_out(request)
+
+    def _give_up(self, request: Ongoing) -> None:
+        """Fails a request alone, before it kills all instances for ever."""
+        del self._requests[request.number]
+        reason = f"{request.deaths} instances died one after the other before this request gave them a token"
+        if request.deaths < MOST_DEATHS:
+            reason = f"{request.moves} instances died while they had this request"
+        log.error("request %d is given up: %s", request.number, reason)
+        message = f"{reason}: it is not tried again; the server's log says how they ended"
+        request.deliver({"type": "failed", "number": request.number, "message": message})
+
+    def _end_trial(self, request: Ongoing) -> None:
+        """A suspect has cleared itself, or has gone: the next one has its turn."""
+        if request.member is not None and self._on_trial.get(request.member) is request:
+            del self._on_trial[request.member]
+            self._give_out_parked()
+
     def _finish(self, request: Ongoing) -> None:
         del self._requests[request.number]
         self._release(request)
@@ -180,6 +233,7 @@ class Dispatch:
     def _release(self, request: Ongoing) -> None:
         """Its instance has room again."""
         assert request.member is not None
+        self._end_trial(request)
         place = self._places.get(request.member)
         if place is not None:
             place.held -= request.held

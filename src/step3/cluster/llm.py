@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from step3.cluster.async_llm import Front
 from step3.cluster.config import wants_cluster
+from step3.cluster.front import Front
 from step3.cluster.outputs import failed_output
 from step3.engine.config import EngineError
 from step3.engine.engine import Engine

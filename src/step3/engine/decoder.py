@@ -167,7 +167,7 @@ class Decoder:
     def _ffn_call(self, index: int, layer: LayerWeights, normed: Tensor) -> FFNCall:
         if layer.router is None:
             return FFNCall(index, normed)
-        logits = F.linear(normed.float(), layer.router)
+        logits = linear(normed.float(), layer.router)
         sizes = self._network.sizes
         ids, weights = route(logits, sizes.moe_top_k, self._network.norm_expert_weight)
         return FFNCall(index, normed, ids, weights)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from step3.checkpoint import Checkpoint
 from step3.engine.batch import BatchBuilder
-from step3.engine.config import EngineConfig
+from step3.engine.config import EngineConfig, EngineError
 from step3.engine.decoder import Decoder, DecoderWeights
 from step3.engine.drafter import Drafter
 from step3.engine.kv_cache import KVCache
@@ -33,6 +33,7 @@ from step3.errors import Step3Error
 from step3.ffn import FFNCall, FFNShard
 from step3.kernels.cpu import open_library, why_not
 from step3.kernels.cpu.attention import AttentionShape
+from step3.kernels.cpu.weights import InPlace, Packing
 
 if TYPE_CHECKING:
     from step3.model.image_processing_step3 import Step3ImageProcessor
@@ -81,22 +82,30 @@ class Engine:
         shape = attention_shape(network, kv_dtype, config.block_size)
         obstacle = _obstacle_to_kernels(shape, dtype, device)
         library = open_library() if obstacle is None else None
+        # Where another device holds the attention side, "mmap" is meant for the FFN instances.
+        in_place = config.load == "mmap" and (holds_ffn or device.type == "cpu")
+        if in_place and library is None:
+            raise EngineError(
+                f"load = 'mmap' is for the CPU kernels, which cannot be used: {obstacle or why_not()}"
+            )
         self.kernels = (
             f"the CPU kernels for {library.level}" if library else f"torch: {obstacle or why_not()}"
         )
-        weights = (
-            DecoderWeights.load(checkpoint, dtype, device)
-            if library is None
-            else PackedDecoderWeights.load(checkpoint, library)
-        )
-        self.ffn = FFNShard.load(checkpoint, dtype, device) if holds_ffn else None
+        if library is None:
+            weights: DecoderWeights | PackedDecoderWeights = DecoderWeights.load(checkpoint, dtype, device)
+        else:
+            placement = InPlace(library) if in_place else Packing(library)
+            weights = PackedDecoderWeights.load(checkpoint, placement)
+        self.ffn = FFNShard.load(checkpoint, dtype, device, in_place=in_place) if holds_ffn else None
         held = weights.nbytes + (self.ffn.nbytes if self.ffn else 0)
         pictures = None
         if network.vision is not None and image_processor is not None:
-            tower = VisionTower.load(checkpoint, network.vision, dtype, device)
+            tower = VisionTower.load(checkpoint, network.vision, dtype, device, in_place)
             pictures = PictureEncoder(tower, image_processor, config.picture_cache_bytes)
             held += tower.nbytes
-        self.memory: MemoryPlan = plan_memory(config, network.sizes, network.max_positions, held, kv_dtype)
+        self.memory: MemoryPlan = plan_memory(
+            config, network.sizes, network.max_positions, held, kv_dtype, held if in_place else 0
+        )
         blocks, block_size = self.memory.num_blocks, config.block_size
         store = KVStore(network.sizes, blocks, block_size, kv_dtype, device)
         decoder = (

@@ -18,7 +18,6 @@ from step3.engine.batch import Batch
 from step3.engine.kv_store import KVStore
 from step3.engine.network import Network
 from step3.ffn.call import FFNCall
-from step3.kernels.cpu import Library
 from step3.kernels.cpu.attention import (
     AttentionShape,
     PackedAttention,
@@ -27,7 +26,7 @@ from step3.kernels.cpu.attention import (
     final_norm,
     packed_linear,
 )
-from step3.kernels.cpu.packing import Arena, Packed, Workspace, pack
+from step3.kernels.cpu.weights import CpuWeight, Placement, Workspace
 from step3.kernels.linear import Weight, stored_weight
 from step3.kernels.rotary import cos_sin, inverse_frequencies
 
@@ -56,24 +55,30 @@ class PackedDecoderWeights:
     embedding: Tensor
     layers: tuple[PackedAttention, ...]
     norm: Tensor
-    head: Packed
+    head: CpuWeight
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, library: Library) -> PackedDecoderWeights:
-        """Packs layer by layer, straight from the mapped files where their data is aligned."""
-        arena = Arena(library)
-        embedding = checkpoint.load(Part(frozenset({Kind.EMBEDDING})), dtype=torch.bfloat16)
-        ends, is_mapped = checkpoint.map_or_load(Part(frozenset({Kind.LM_HEAD})))
+    def load(cls, checkpoint: Checkpoint, placement: Placement) -> PackedDecoderWeights:
+        """Takes layer by layer, straight from the mapped files where their data is aligned.
+
+        Raises:
+            CheckpointError: the weights are to stay in place but cannot be mapped, or are of another dtype.
+        """
+        embedding = _embedding(checkpoint, placement.in_place)["model.embed_tokens.weight"]
+        ends, mapped = checkpoint.matrices(Part(frozenset({Kind.LM_HEAD})), placement.in_place)
+        head = placement.take((ends["lm_head.weight"],), mapped=mapped)
         layers = []
         norm = None
         for layer in range(checkpoint.config.text.num_hidden_layers):
-            kinds = frozenset({Kind.ATTENTION, Kind.ROUTER, Kind.NORM})
-            tensors, release = checkpoint.map_or_load(Part(kinds, range(layer, layer + 1)))
-            norm = tensors["model.norm.weight"]
-            layers.append(_layer(arena, tensors, f"model.layers.{layer}.", release))
+            layers_part = range(layer, layer + 1)
+            matrices, mapped = checkpoint.matrices(
+                Part(frozenset({Kind.ATTENTION}), layers_part), placement.in_place
+            )
+            small = checkpoint.load(Part(frozenset({Kind.ROUTER, Kind.NORM}), layers_part))
+            norm = small["model.norm.weight"]
+            layers.append(_layer(placement, matrices, small, f"model.layers.{layer}.", mapped))
         assert norm is not None, "a decoder has layers"
-        head = pack(arena, (ends["lm_head.weight"],), release=is_mapped)
-        return cls(embedding["model.embed_tokens.weight"], tuple(layers), norm.float(), head)
+        return cls(embedding, tuple(layers), norm.float(), head)
 
     @property
     def nbytes(self) -> int:
@@ -82,22 +87,31 @@ class PackedDecoderWeights:
         return ends + sum(layer.nbytes for layer in self.layers)
 
 
-def _layer(arena: Arena, tensors: dict[str, Tensor], at: str, release: bool) -> PackedAttention:
+def _embedding(checkpoint: Checkpoint, in_place: bool) -> dict[str, Tensor]:
+    part = Part(frozenset({Kind.EMBEDDING}))
+    if in_place:
+        return checkpoint.matrices(part, in_place=True)[0]
+    return checkpoint.load(part, dtype=torch.bfloat16)
+
+
+def _layer(
+    placement: Placement, matrices: dict[str, Tensor], small: dict[str, Tensor], at: str, mapped: bool
+) -> PackedAttention:
     def weight(projection: str) -> Weight:
-        return stored_weight(tensors, f"{at}self_attn.{projection}.weight")
+        return stored_weight(matrices, f"{at}self_attn.{projection}.weight")
 
     return PackedAttention(
-        arena,
+        placement,
         (weight("q_proj"), weight("k_proj"), weight("v_proj")),
         weight("wq"),
         weight("o_proj"),
         (
-            tensors[f"{at}input_layernorm.weight"],
-            tensors[f"{at}self_attn.inter_norm.weight"],
-            tensors[f"{at}post_attention_layernorm.weight"],
+            small[f"{at}input_layernorm.weight"],
+            small[f"{at}self_attn.inter_norm.weight"],
+            small[f"{at}post_attention_layernorm.weight"],
         ),
-        tensors.get(f"{at}moe.gate.weight"),
-        release=release,
+        small.get(f"{at}moe.gate.weight"),
+        mapped=mapped,
     )
 
 
@@ -108,7 +122,7 @@ class PackedDecoder:
         self, network: Network, weights: PackedDecoderWeights, store: KVStore, shape: AttentionShape
     ) -> None:
         self._weights = weights
-        self._library = weights.head.arena.library
+        self._library = weights.head.library
         self._layers = PackedLayers(shape, Workspace(self._library))
         self._pages = [store.layer(index) for index in range(len(weights.layers))]
         self._frequencies, self._attention_factor = inverse_frequencies(

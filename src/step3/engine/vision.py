@@ -43,8 +43,15 @@ class VisionTower:
         network: VisionNetwork,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
+        in_place: bool = False,
     ) -> VisionTower:
-        """Reads the vision side of a checkpoint."""
+        """Reads the vision side of a checkpoint, or uses it from the mapped files.
+
+        Raises:
+            CheckpointError: it is to stay in place but cannot be mapped, or is not bfloat16.
+        """
+        if in_place:
+            return cls(network, checkpoint.matrices(Part(VISION_SIDE), in_place=True)[0])
         return cls(network, checkpoint.load(Part(VISION_SIDE), dtype=dtype, device=device))
 
     @property

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from step3.checkpoint import Checkpoint, Part
+from step3.errors import Step3Error
 from step3.ffn.call import FFNCall
 from step3.ffn.split import WHOLE, Piece
-from step3.kernels.cpu import Library, open_library
-from step3.kernels.cpu.ffn import PackedFFN, PackedSwiGLU
-from step3.kernels.cpu.packing import Arena, Workspace
+from step3.kernels.cpu import open_library, why_not
+from step3.kernels.cpu.ffn import CpuSwiGLU, PackedFFN
+from step3.kernels.cpu.weights import InPlace, Packing, Placement, Workspace
 from step3.kernels.experts import SwiGLU, experts_swiglu, swiglu
 from step3.kernels.linear import BlockFp8, Weight, fuse, stored_weight
 
@@ -45,16 +46,28 @@ class FFNShard:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
         piece: Piece = WHOLE,
+        in_place: bool = False,
     ) -> FFNShard:
         """Reads a piece of every layer; plain weights become `dtype`, block-fp8 stays as it is stored.
 
+        Args:
+            in_place: use the weights from the mapped files instead of reading them; for the CPU kernels.
+
         Raises:
-            CheckpointError: a tensor is missing or misshapen, or the piece cuts through a block of 128.
+            CheckpointError: a tensor is missing or misshapen, or the piece cuts through a block of 128; it is
+                to stay in place but cannot be mapped, or is of another dtype than bfloat16 and block-fp8.
+            Step3Error: weights are to stay in place, but the CPU kernels cannot compute this.
         """
         sizes = checkpoint.config.text
         first = piece.experts.start if piece.experts else 0
         if dtype == torch.bfloat16 and torch.device(device).type == "cpu" and (library := open_library()):
-            return cls(_packed_layers(checkpoint, library, piece, first))
+            placement = InPlace(library) if in_place else Packing(library)
+            return cls(_packed_layers(checkpoint, placement, piece, first))
+        if in_place:
+            raise Step3Error(
+                "FFN weights can be used in place by the CPU kernels only, in bfloat16"
+                + ("" if open_library() else f"; {why_not()}")
+            )
 
         def read(part: Part | None, name: str) -> SwiGLU | None:
             return _swiglu(checkpoint.load(part, dtype=dtype, device=device), name) if part else None
@@ -108,22 +121,21 @@ def _weights(layer: LayerFFN) -> Iterator[Weight]:
             yield from (*ffn.gate_up, ffn.down)
 
 
-def _packed_layers(checkpoint: Checkpoint, library: Library, piece: Piece, first: int) -> list[PackedFFN]:
-    """A piece of every layer, packed straight from the mapped files where their data is aligned."""
-    sizes = checkpoint.config.text
-    arena, workspace = Arena(library), Workspace(library)
+def _packed_layers(checkpoint: Checkpoint, placement: Placement, piece: Piece, first: int) -> list[PackedFFN]:
+    """A piece of every layer, straight from the mapped files where their data is aligned."""
+    sizes, workspace = checkpoint.config.text, Workspace(placement.library)
 
-    def read(part: Part | None, name: str) -> PackedSwiGLU | None:
+    def read(part: Part | None, name: str) -> CpuSwiGLU | None:
         if part is None:
             return None
-        tensors, is_mapped = checkpoint.map_or_load(part)
+        tensors, mapped = checkpoint.matrices(part, placement.in_place)
         if f"{name}.down_proj.weight" not in tensors:
             return None
         gate, up, down = (
             stored_weight(tensors, f"{name}.{projection}.weight")
             for projection in ("gate_proj", "up_proj", "down_proj")
         )
-        return PackedSwiGLU.pack(arena, gate, up, down, release=is_mapped)
+        return CpuSwiGLU.take(placement, gate, up, down, mapped=mapped)
 
     layers = []
     for layer in range(sizes.num_hidden_layers):

@@ -16,6 +16,9 @@ from torch.nn import functional as F
 BLOCK = 128
 """Side of the square blocks that share a scale."""
 
+_ROWS = 4
+"""MKL multiplies fewer rows than these, and what is left over of them, in another order."""
+
 
 @dataclass(frozen=True, eq=False)
 class BlockFp8:
@@ -67,8 +70,15 @@ def expand(weight: Weight, dtype: torch.dtype) -> Tensor:
 
 
 def linear(x: Tensor, weight: Weight) -> Tensor:
-    """`x` `[..., columns]` times the matrix, transposed: `[..., rows]` in the dtype of `x`."""
-    return F.linear(x, expand(weight, x.dtype))
+    """`x` `[..., columns]` times the matrix, transposed: `[..., rows]` in the dtype of `x`.
+
+    In float32 on a CPU a row's result does not depend on how many rows there are.
+    """
+    rows = x.numel() // x.shape[-1]
+    if x.dtype != torch.float32 or x.device.type != "cpu" or rows % _ROWS == 0:
+        return F.linear(x, expand(weight, x.dtype))
+    padded = F.pad(x.reshape(rows, -1), (0, 0, 0, -rows % _ROWS))
+    return F.linear(padded, expand(weight, x.dtype))[:rows].view(*x.shape[:-1], -1)
 
 
 def fuse(weights: Sequence[Weight]) -> tuple[Weight, ...]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from fastapi import FastAPI, Query
 from pydantic import BaseModel, ConfigDict, Field
 
+from step3.cluster.window import between, picture
 from step3.server.answering import Answering
 
 MAX_TRACE_SECONDS = 60.0
+PICTURE_SECONDS = 0.25
+"""How much of the pipeline its live picture shows."""
 STAGES = ("attention", "wire", "waiting", "ffn")
 
 
@@ -33,6 +37,14 @@ def add_cluster(app: FastAPI, answering: Answering) -> None:
     @app.get("/cluster", summary="The instances, where their time goes, and what limits them")
     async def cluster() -> dict[str, Any]:
         return await answering.ask("cluster", {"action": "describe"})
+
+    @app.get("/cluster/live", summary="What the instances do now: rates, what limits them, and a short trace")
+    async def live(seconds: float = Query(1.0, ge=0.5, le=10.0)) -> dict[str, Any]:
+        before = await answering.ask("cluster", {"action": "describe"})
+        await asyncio.sleep(seconds - PICTURE_SECONDS)
+        traced = await answering.ask("cluster", {"action": "trace", "seconds": PICTURE_SECONDS})
+        after = await answering.ask("cluster", {"action": "describe"})
+        return {**between(before, after), "picture": picture(traced)}
 
     @app.get("/cluster/trace", summary="A trace of all instances for Chrome or Perfetto")
     async def trace(seconds: float = Query(2.0, gt=0, le=MAX_TRACE_SECONDS)) -> dict[str, Any]:

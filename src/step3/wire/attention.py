@@ -18,10 +18,10 @@ from step3.wire.connection import Connection, Peer
 from step3.wire.endpoint import Endpoint
 from step3.wire.errors import FrameError, NoSlotError, WireError
 from step3.wire.events import Answer, Event, Failed, Late, Ticket, Times
-from step3.wire.formats import BLOCK, Format, Shapes, Timing
+from step3.wire.formats import BLOCK, DEFAULT_SPIN, Format, Shapes, Timing
 from step3.wire.frames import Header, Kind
 from step3.wire.handshake import Role
-from step3.wire.layout import CallViews, call_layout
+from step3.wire.layout import CallLayout, CallViews, call_layout
 
 log = logging.getLogger("step3.wire")
 
@@ -65,7 +65,7 @@ class AttentionEndpoint(Endpoint):
         epoch: int = 0,
         timing: Timing | None = None,
         tls: ssl.SSLContext | None = None,
-        spin: float = 0.0,
+        spin: float = DEFAULT_SPIN,
         checksums: bool = False,
     ) -> None:
         if partials is Format.FP8:
@@ -103,7 +103,7 @@ class AttentionEndpoint(Endpoint):
             NoSlotError: a peer has no slot left. Nothing was sent to anyone.
             WireError: shapes do not fit those of the endpoint, or a peer is named twice.
         """
-        if len(set(peers)) < len(peers):
+        if len(peers) > 1 and len(set(peers)) < len(peers):
             raise WireError("a call is pushed to a peer once")
         connections = [self._connection(peer) for peer in peers]
         self._check_call(lane, layer, x, expert_ids, expert_weights)
@@ -112,7 +112,8 @@ class AttentionEndpoint(Endpoint):
                 raise NoSlotError(f"all slots of {connection} are taken")
         tokens, hidden = (x.values if isinstance(x, Fp8) else x).shape
         top_k = 0 if expert_ids is None else expert_ids.shape[1]
-        nbytes = call_layout(self._activations, tokens, hidden, top_k).nbytes
+        layout = call_layout(self._activations, tokens, hidden, top_k)
+        parts = _parts(layout, x, expert_ids, expert_weights)
         call, self._calls = self._calls, self._calls + 1
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         self._check_at = min(self._check_at, deadline)
@@ -122,35 +123,39 @@ class AttentionEndpoint(Endpoint):
             account = self._accounts[connection]
             slot = account.free[-1]
             assert connection.slots is not None
-            ticket = Ticket(peer, lane, layer, call, slot, tokens, time.monotonic_ns())
-            if written is None:
-                _write(
-                    connection.slots.call(slot, self._activations, tokens, top_k),
-                    x,
-                    expert_ids,
-                    expert_weights,
-                )
-                written = connection.slots.call_bytes(slot, nbytes)
-            else:
-                connection.slots.call_bytes(slot, nbytes)[:] = written
-            account.calls[account.free.pop()] = _Outstanding(ticket, self._partials, deadline)
-            connection.send(
-                Header(
-                    Kind.CALL,
-                    self._activations,
-                    self._partials,
-                    instance=self.instance,
-                    epoch=self.epoch,
-                    lane=lane,
-                    layer=layer,
-                    slot=slot,
-                    top_k=top_k,
-                    call=call,
-                    tokens=tokens,
-                    hidden=hidden,
-                    payload_bytes=nbytes,
-                )
+            pushed_ns = time.monotonic_ns()
+            header = Header(
+                Kind.CALL,
+                self._activations,
+                self._partials,
+                instance=self.instance,
+                epoch=self.epoch,
+                lane=lane,
+                layer=layer,
+                slot=slot,
+                top_k=top_k,
+                call=call,
+                tokens=tokens,
+                hidden=hidden,
+                payload_bytes=layout.nbytes,
             )
+            # The peer begins with the call while this side does its accounts.
+            if parts is not None and connection.rings is not None:
+                connection.send_call(header, *parts)
+            else:
+                if written is None:
+                    _write(
+                        connection.slots.call(slot, self._activations, tokens, top_k),
+                        x,
+                        expert_ids,
+                        expert_weights,
+                    )
+                    written = connection.slots.call_bytes(slot, layout.nbytes)
+                else:
+                    connection.slots.call_bytes(slot, layout.nbytes)[:] = written
+                connection.send(header)
+            ticket = Ticket(peer, lane, layer, call, slot, tokens, pushed_ns)
+            account.calls[account.free.pop()] = _Outstanding(ticket, self._partials, deadline)
             tickets.append(ticket)
         return tickets
 
@@ -240,7 +245,7 @@ class AttentionEndpoint(Endpoint):
         if isinstance(x, Fp8):
             if self._activations is not Format.FP8:
                 raise WireError(f"x is fp8, but the endpoint sends {self._activations.name.lower()}")
-            if tuple(x.scales.shape) != (x.values.shape[0], math.ceil(shapes.hidden / BLOCK)):
+            if x.scales.shape != (x.values.shape[0], math.ceil(shapes.hidden / BLOCK)):
                 raise WireError(
                     f"x has scales of {list(x.scales.shape)} for values of {list(x.values.shape)}"
                 )
@@ -256,8 +261,50 @@ class AttentionEndpoint(Endpoint):
         if (expert_ids is None) != (expert_weights is None):
             raise WireError("expert_ids and expert_weights come together or not at all")
         for name, tensor in (("expert_ids", expert_ids), ("expert_weights", expert_weights)):
-            if tensor is not None and tuple(tensor.shape) != (x.shape[0], shapes.top_k):
+            if tensor is not None and tensor.shape != (x.shape[0], shapes.top_k):
                 raise WireError(f"{name} must be [{x.shape[0]}, {shapes.top_k}], not {list(tensor.shape)}")
+
+
+def _parts(
+    layout: CallLayout, x: Tensor | Fp8, expert_ids: Tensor | None, expert_weights: Tensor | None
+) -> tuple[int, ...] | None:
+    """Addresses, sizes and places of a call's tensors, for `Connection.send_call`.
+
+    None if they cannot be copied as they lie.
+    """
+    values = x.values if isinstance(x, Fp8) else x
+    if values.dtype is not layout.format.dtype or not _is_plain(values):
+        return None
+    scales_from = scale_bytes = 0
+    if isinstance(x, Fp8):
+        scales = x.scales
+        if scales.dtype is not torch.float32 or not _is_plain(scales):
+            return None
+        scales_from, scale_bytes = scales.data_ptr(), scales.nbytes
+    ids_from = weights_from = chosen = 0
+    if expert_ids is not None and expert_weights is not None:
+        if expert_ids.dtype is not torch.int64 or expert_weights.dtype is not torch.float32:
+            return None
+        if not (_is_plain(expert_ids) and _is_plain(expert_weights)):
+            return None
+        ids_from, weights_from = expert_ids.data_ptr(), expert_weights.data_ptr()
+        chosen = layout.tokens * layout.top_k
+    return (
+        values.data_ptr(),
+        values.nbytes,
+        scales_from,
+        scale_bytes,
+        layout.scales,
+        ids_from,
+        layout.ids,
+        weights_from,
+        layout.weights,
+        chosen,
+    )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.is_cpu and tensor.is_contiguous()
 
 
 def _write(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from step3.wire.formats import BLOCK
+from step3.wire.native import open_library
 
 FP8_MAX = 448.0
 
@@ -45,6 +46,12 @@ def encode_fp8(x: Tensor, values: Tensor, scales: Tensor) -> None:
         values: `[tokens, hidden]` float8_e4m3fn, written.
         scales: `[tokens, ceil(hidden / 128)]` float32, written.
     """
+    library = open_library()
+    if library is not None and _is_plain(x, values, scales):
+        library.step3_wire_encode(
+            x.data_ptr(), x.dtype is torch.bfloat16, *x.shape, values.data_ptr(), scales.data_ptr()
+        )
+        return
     for blocks, q, scale in _blocks(x, values, scales):
         wide = blocks.float()
         largest = torch.maximum(wide.amax(-1), wide.amin(-1).neg_())
@@ -64,12 +71,25 @@ def decode_fp8(values: Tensor, scales: Tensor, out: Tensor) -> None:
         scales: `[tokens, ceil(hidden / 128)]` float32.
         out: `[tokens, hidden]`, float32 or bfloat16, written; rounded once.
     """
+    library = open_library()
+    if library is not None and _is_plain(out, values, scales):
+        library.step3_wire_decode(
+            values.data_ptr(), scales.data_ptr(), *out.shape, out.data_ptr(), out.dtype is torch.bfloat16
+        )
+        return
     # torch converts float8 one value at a time; as float16 with the same bits it is ten times faster. A NaN
     # becomes a number thereby, but its block has a scale of NaN.
     for blocks, q, scale in _blocks(out, values, scales):
         bits = q.view(torch.int8).to(torch.int16).bitwise_left_shift_(7)
         half = bits.bitwise_and_(_SIGN_EXPONENT_MANTISSA).view(torch.float16)
         blocks.copy_(half.float().mul_((scale * _FLOAT16_OVER_E4M3).unsqueeze(-1)))
+
+
+def _is_plain(wide: Tensor, values: Tensor, scales: Tensor) -> bool:
+    """Whether the library can work on some activations and their fp8: on the CPU, rows without gaps."""
+    return wide.dtype in (torch.float32, torch.bfloat16) and all(
+        one.is_cpu and one.is_contiguous() for one in (wide, values, scales)
+    )
 
 
 def _blocks(x: Tensor, values: Tensor, scales: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -18,10 +18,12 @@ from step3.wire.carrier import Carrier
 from step3.wire.connection import Connection, Peer
 from step3.wire.errors import DeadlineError, FrameError, PeerGoneError, WireError
 from step3.wire.events import Event, Gone, Joined, Ticket, Unreachable
-from step3.wire.formats import Shapes, Timing
+from step3.wire.formats import DEFAULT_SPIN, Shapes, Timing
 from step3.wire.frames import Header, Kind
 from step3.wire.handshake import Hello, Role, check_secret
 from step3.wire.link import Link, Listener
+from step3.wire.native import open_library, why_not
+from step3.wire.waiter import Waiter
 
 log = logging.getLogger("step3.wire")
 
@@ -62,7 +64,7 @@ class Endpoint(ABC):
         epoch: int = 0,
         timing: Timing | None = None,
         tls: ssl.SSLContext | None = None,
-        spin: float = 0.0,
+        spin: float = DEFAULT_SPIN,
         checksums: bool = False,
     ) -> None:
         check_secret(secret)
@@ -71,12 +73,10 @@ class Endpoint(ABC):
                 raise WireError(f"an endpoint's {name} must be from 0 to {(1 << 32) - 1}, not {value}")
         self.role, self.instance, self.epoch, self.shapes = role, instance, epoch, shapes
         self._timing, self._checksums = timing or Timing(), checksums
-        self._hello, self._secret, self._tls, self._spin = (
-            Hello(role, instance, epoch, shapes),
-            secret,
-            tls,
-            spin,
-        )
+        self._hello = Hello(role, instance, epoch, shapes, rings=open_library() is not None)
+        if not self._hello.rings:
+            log.warning("%s", why_not())
+        self._secret, self._tls = secret, tls
         self._events: deque[Event] = deque()
         self._listeners: dict[int, Listener] = {}
         self._connections: dict[int, Connection] = {}
@@ -88,9 +88,9 @@ class Endpoint(ABC):
         self._check_at = 0.0
         self._woken = False
         self._closed = False
-        self._epoll = select.epoll()
+        self._waiter = Waiter(spin)
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._epoll.register(self._bell, select.EPOLLIN)
+        self._waiter.register(self._bell)
         self._carrier = Carrier(lambda: self._all, epoch, self._timing.heartbeat)
 
     def __enter__(self: _Self) -> _Self:
@@ -108,7 +108,7 @@ class Endpoint(ABC):
 
     def fileno(self) -> int:
         """A descriptor that can be read when waiting would find something; for a selector of one's own."""
-        return self._epoll.fileno()
+        return self._waiter.fileno()
 
     def listen(self, address: str) -> str:
         """Takes connections at `tcp://host:port` (port 0: any free one) or, from this host, `shm://name`.
@@ -121,7 +121,7 @@ class Endpoint(ABC):
         """
         listener = addresses.listen(address, self._tls)
         self._listeners[listener.fileno()] = listener
-        self._epoll.register(listener.fileno(), select.EPOLLIN)
+        self._waiter.register(listener.fileno())
         return listener.address
 
     def connect(self, address: str) -> None:
@@ -185,7 +185,7 @@ class Endpoint(ABC):
         self._connections.clear()
         self._peers.clear()
         self._all = ()
-        self._epoll.close()
+        self._waiter.close()
         os.close(self._bell)
 
     def admit(self, connection: Connection, peer: Peer) -> str | None:
@@ -198,6 +198,8 @@ class Endpoint(ABC):
         for old in [one for one in self._peers if (one.role, one.instance) == who]:
             self._end(self._peers[old], "it has connected anew")
         self._peers[peer] = connection
+        if connection.rings is not None:
+            self._waiter.add_rings(connection)
         self._joined(connection, peer)
         self._events.append(Joined(peer))
         self._check_at = 0.0
@@ -249,29 +251,36 @@ class Endpoint(ABC):
 
     def _pump(self, until: float, enough: Callable[[], bool]) -> None:
         """Moves what can be moved, until there is enough, or it is `until`, or `wake` was called."""
-        spin_until = time.monotonic() + self._spin
         while True:
             now = time.monotonic()
-            timeout = max(0.0, min(until, self._check_at) - now)
-            if self._unread or now < spin_until or enough():
-                timeout = 0.0
-            ready = self._epoll.poll(timeout)
+            timeout = 0.0 if self._unread or enough() else max(0.0, min(until, self._check_at) - now)
             for _ in range(_ROUNDS):
-                for fileno, _ in ready:
-                    self._touch(fileno)
-                for fileno in tuple(self._unread):
-                    self._touch(fileno)
-                if not (ready or self._unread) or (enough() and not self._takes_all):
+                if not self._move(timeout) or (not self._takes_all and enough()):
                     break
-                ready = self._epoll.poll(0)
+                timeout = 0.0
             now = time.monotonic()
             if now >= self._check_at:
                 self._check(now)
             if enough() or self._woken or now >= until:
                 self._woken = False
                 return
-            if now < spin_until:
-                os.sched_yield()
+
+    def _move(self, timeout: float) -> bool:
+        """Takes what has arrived, at most one frame of each connection; whether there may be more."""
+        ringed, ready, is_all = self._waiter.wait(timeout)
+        if ringed is not None:
+            self._take(ringed)
+        for fileno in ready:
+            self._touch(fileno)
+        for fileno in tuple(self._unread):
+            self._touch(fileno)
+        return not is_all or bool(self._unread)
+
+    def _take(self, ringed: Connection) -> None:
+        try:
+            ringed.take(self._waiter.frame, self._waiter.is_torn)
+        except FrameError as error:
+            self._end(ringed, str(error))
 
     def _touch(self, fileno: int) -> None:
         if fileno == self._bell:
@@ -303,13 +312,17 @@ class Endpoint(ABC):
         self._connections[fileno] = connection
         self._all = (*self._all, connection)
         # A connection that is being made can be written once it is there, and must then be touched.
-        self._epoll.register(fileno, select.EPOLLIN if listening else select.EPOLLIN | select.EPOLLOUT)
+        events = select.EPOLLIN if listening else select.EPOLLIN | select.EPOLLOUT
+        self._waiter.register(fileno, events, is_stream=True)
         self._check_at = 0.0
 
     def _receive(self, fileno: int, connection: Connection) -> None:
         self._unread.discard(fileno)
         if not connection.listening and not connection.ready:
-            self._epoll.modify(fileno, select.EPOLLIN)
+            self._waiter.only_read(fileno)
+        # What it wrote to its ring before it said goodbye or died.
+        while connection.ready and self._waiter.take(connection):
+            self._take(connection)
         try:
             if connection.receive():
                 self._unread.add(fileno)
@@ -322,7 +335,9 @@ class Endpoint(ABC):
         if connection.closed:
             return
         fileno = connection.link.fileno()
-        self._epoll.unregister(fileno)
+        self._waiter.unregister(fileno, is_stream=True)
+        if connection.rings is not None and connection.peer is not None:
+            self._waiter.drop_rings(connection)
         self._unread.discard(fileno)
         del self._connections[fileno]
         self._all = tuple(one for one in self._all if one is not connection)

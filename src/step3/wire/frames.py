@@ -14,7 +14,7 @@ import hashlib
 import hmac
 import struct
 import zlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,8 +28,9 @@ MAX_TEXT_BYTES = 1024
 """The longest message of an error frame."""
 
 _FIELDS = struct.Struct("<4sBBBBIIHHHHQQIIQQQQQ")
+FIELDS_BYTES = _FIELDS.size
 TAG_BYTES = 16
-HEADER_BYTES = _FIELDS.size + TAG_BYTES
+HEADER_BYTES = FIELDS_BYTES + TAG_BYTES
 
 _COLUMNS = 1021
 
@@ -88,8 +89,13 @@ class Header(NamedTuple):
 
 def pack(header: Header, key: bytes) -> bytes:
     """A header as bytes, sealed with `key`."""
-    fields = _FIELDS.pack(MAGIC, VERSION, *header)
+    fields = pack_fields(header)
     return fields + _tag(fields, key)
+
+
+def pack_fields(header: Header) -> bytes:
+    """A header as bytes without a seal, for a ring that nobody else can write."""
+    return _FIELDS.pack(MAGIC, VERSION, *header)
 
 
 def unpack(data: bytes | bytearray | memoryview, key: bytes) -> Header:
@@ -101,14 +107,33 @@ def unpack(data: bytes | bytearray | memoryview, key: bytes) -> Header:
     data = memoryview(data)
     if len(data) != HEADER_BYTES:
         raise FrameError(f"a header has {HEADER_BYTES} bytes, not {len(data)}")
-    magic, version, *rest = _FIELDS.unpack_from(data)
-    if magic != MAGIC:
-        raise FrameError(f"no frame of the wire starts with {bytes(magic)!r}")
-    if version != VERSION:
-        raise FrameError(f"the peer speaks version {version} of the wire, this side version {VERSION}")
-    if not hmac.compare_digest(_tag(data[: _FIELDS.size], key), data[_FIELDS.size :]):
+    fields = _FIELDS.unpack_from(data)
+    _check_magic(fields)
+    if not hmac.compare_digest(_tag(data[:FIELDS_BYTES], key), data[FIELDS_BYTES:]):
         raise FrameError("a header's tag is wrong: it is damaged, forged or replayed")
-    kind, activations, partials, *numbers = rest
+    return _header(fields)
+
+
+def unpack_fields(data: memoryview) -> Header:
+    """Reads what `pack_fields` wrote.
+
+    Raises:
+        FrameError: it is no header.
+    """
+    fields = _FIELDS.unpack_from(data)
+    _check_magic(fields)
+    return _header(fields)
+
+
+def _check_magic(fields: tuple[Any, ...]) -> None:
+    if fields[0] != MAGIC:
+        raise FrameError(f"no frame of the wire starts with {bytes(fields[0])!r}")
+    if fields[1] != VERSION:
+        raise FrameError(f"the peer speaks version {fields[1]} of the wire, this side version {VERSION}")
+
+
+def _header(fields: tuple[Any, ...]) -> Header:
+    _, _, kind, activations, partials, *numbers = fields
     try:
         return Header(_KINDS[kind], _FORMATS[activations], _FORMATS[partials], *numbers)
     except KeyError as error:

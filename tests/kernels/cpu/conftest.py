@@ -5,6 +5,7 @@ import torch
 
 from step3.kernels.cpu import LEVELS, Library, open_library
 from step3.kernels.cpu.library import supported_levels
+from step3.kernels.cpu.weights import InPlace, Packing, Placement
 
 
 @pytest.fixture(params=list(LEVELS))
@@ -16,3 +17,8 @@ def library(request: pytest.FixtureRequest) -> Library:
         pytest.skip("the CPU kernels were not compiled here")
     torch.manual_seed(0)
     return found
+
+
+@pytest.fixture(params=[Packing, InPlace], ids=["packed", "in-place"])
+def placement(request: pytest.FixtureRequest, library: Library) -> Placement:
+    return request.param(library)

@@ -10,7 +10,7 @@ from torch import Tensor
 from step3.kernels.attention import FP8, FP8_MAX, Paging, attend_reference
 from step3.kernels.cpu import Library
 from step3.kernels.cpu.attention import AttentionShape, PackedStep
-from step3.kernels.cpu.packing import Workspace
+from step3.kernels.cpu.weights import Workspace
 
 BATCHES = {
     "one token": [(1, 1)],

@@ -1,13 +1,12 @@
-"""The FFN on packed weights against the reference, token by token in float32."""
+"""The FFN on the kernels against the reference, token by token in float32."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from step3.checkpoint.block_fp8 import dequantise, quantise
-from step3.kernels.cpu import Library
-from step3.kernels.cpu.ffn import PackedFFN, PackedSwiGLU
-from step3.kernels.cpu.packing import Arena, Workspace
+from step3.kernels.cpu.ffn import CpuSwiGLU, PackedFFN
+from step3.kernels.cpu.weights import Placement, Workspace
 from step3.kernels.experts import SwiGLU, experts_reference, swiglu
 from step3.kernels.linear import BlockFp8, Weight
 
@@ -26,12 +25,12 @@ def wide(weight: Weight) -> Tensor:
 
 
 class Both:
-    """An FFN packed, and the same in float32."""
+    """An FFN for the kernels, and the same in float32."""
 
-    def __init__(self, library: Library, quantised: bool, *lead: int, hidden: int, inner: int) -> None:
+    def __init__(self, placement: Placement, quantised: bool, *lead: int, hidden: int, inner: int) -> None:
         gate, up = draw(quantised, *lead, inner, hidden), draw(quantised, *lead, inner, hidden)
         down = draw(quantised, *lead, hidden, inner)
-        self.packed = PackedSwiGLU.pack(Arena(library), gate, up, down)
+        self.packed = CpuSwiGLU.take(placement, gate, up, down)
         self.reference = SwiGLU((torch.cat((wide(gate), wide(up)), -2),), wide(down))
 
 
@@ -50,53 +49,53 @@ def assert_near(got: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("quantised", [False, True], ids=["plain", "block-fp8"])
 @pytest.mark.parametrize(("hidden", "inner"), SIZES)
-def test_experts_and_a_shared_one(library: Library, quantised: bool, hidden: int, inner: int) -> None:
-    experts = Both(library, quantised, EXPERTS, hidden=hidden, inner=inner)
-    shared = Both(library, quantised, hidden=hidden, inner=inner + 16)
-    ffn = PackedFFN(Workspace(library), shared.packed, experts.packed)
+def test_experts_and_a_shared_one(placement: Placement, quantised: bool, hidden: int, inner: int) -> None:
+    experts = Both(placement, quantised, EXPERTS, hidden=hidden, inner=inner)
+    shared = Both(placement, quantised, hidden=hidden, inner=inner + 16)
+    ffn = PackedFFN(Workspace(placement.library), shared.packed, experts.packed)
     for tokens in (1, 2, 7, 60, 450):
         x, (ids, weights) = torch.randn(tokens, hidden).bfloat16(), choices(tokens)
         expected = experts_reference(x.float(), ids, weights, experts.reference)
         assert_near(ffn.forward(x, ids, weights), expected + swiglu(x.float(), shared.reference))
 
 
-def test_a_dense_layer(library: Library) -> None:
-    dense = Both(library, False, hidden=96, inner=200)
-    ffn = PackedFFN(Workspace(library), dense.packed)
+def test_a_dense_layer(placement: Placement) -> None:
+    dense = Both(placement, False, hidden=96, inner=200)
+    ffn = PackedFFN(Workspace(placement.library), dense.packed)
     for tokens in (1, 30):
         x = torch.randn(tokens, 96).bfloat16()
         assert_near(ffn.forward(x, None, None), swiglu(x.float(), dense.reference))
 
 
-def test_experts_that_nobody_chose(library: Library) -> None:
-    experts = Both(library, False, EXPERTS, hidden=64, inner=32)
-    ffn = PackedFFN(Workspace(library), None, experts.packed)
+def test_experts_that_nobody_chose(placement: Placement) -> None:
+    experts = Both(placement, False, EXPERTS, hidden=64, inner=32)
+    ffn = PackedFFN(Workspace(placement.library), None, experts.packed)
     x, ids, weights = torch.randn(5, 64).bfloat16(), torch.tensor([[4, 1, 2]] * 5), torch.rand(5, TOP_K)
     assert_near(ffn.forward(x, ids, weights), experts_reference(x.float(), ids, weights, experts.reference))
 
 
-def test_choices_of_experts_that_are_elsewhere_add_nothing(library: Library) -> None:
-    experts = Both(library, False, EXPERTS, hidden=64, inner=32)
+def test_choices_of_experts_that_are_elsewhere_add_nothing(placement: Placement) -> None:
+    experts = Both(placement, False, EXPERTS, hidden=64, inner=32)
     x, (ids, weights) = torch.randn(9, 64).bfloat16(), choices(9)
-    ffn = PackedFFN(Workspace(library), None, experts.packed, first=4)
+    ffn = PackedFFN(Workspace(placement.library), None, experts.packed, first=4)
     assert_near(
         ffn.forward(x, ids, weights), experts_reference(x.float(), ids, weights, experts.reference, 4)
     )
-    far = PackedFFN(Workspace(library), None, experts.packed, first=100)
+    far = PackedFFN(Workspace(placement.library), None, experts.packed, first=100)
     assert not far.forward(x, ids, weights).any()
 
 
-def test_a_shard_that_holds_nothing_gives_zeros(library: Library) -> None:
+def test_a_shard_that_holds_nothing_gives_zeros(placement: Placement) -> None:
     x, (ids, weights) = torch.randn(3, 64).bfloat16(), choices(3)
-    assert not PackedFFN(Workspace(library), None).forward(x, ids, weights).any()
+    assert not PackedFFN(Workspace(placement.library), None).forward(x, ids, weights).any()
 
 
-def test_a_token_does_not_depend_on_the_tokens_beside_it(library: Library) -> None:
+def test_a_token_does_not_depend_on_the_tokens_beside_it(placement: Placement) -> None:
     experts, shared = (
-        Both(library, False, EXPERTS, hidden=128, inner=64),
-        Both(library, False, hidden=128, inner=64),
+        Both(placement, False, EXPERTS, hidden=128, inner=64),
+        Both(placement, False, hidden=128, inner=64),
     )
-    ffn = PackedFFN(Workspace(library), shared.packed, experts.packed)
+    ffn = PackedFFN(Workspace(placement.library), shared.packed, experts.packed)
     x, (ids, weights) = torch.randn(50, 128).bfloat16(), choices(50)
     together = ffn.forward(x, ids, weights)
     for token in (0, 17, 49):
@@ -104,8 +103,8 @@ def test_a_token_does_not_depend_on_the_tokens_beside_it(library: Library) -> No
         assert torch.equal(alone[0], together[token])
 
 
-def test_no_tokens(library: Library) -> None:
-    dense = Both(library, False, hidden=64, inner=32)
-    assert PackedFFN(Workspace(library), dense.packed).forward(
+def test_no_tokens(placement: Placement) -> None:
+    dense = Both(placement, False, hidden=64, inner=32)
+    assert PackedFFN(Workspace(placement.library), dense.packed).forward(
         torch.zeros(0, 64).bfloat16(), None, None
     ).shape == (0, 64)

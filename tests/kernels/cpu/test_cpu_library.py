@@ -8,7 +8,7 @@ import torch
 
 from step3.kernels.cpu import LEVELS, Library, library, open_library, why_not
 from step3.kernels.cpu.attention import AttentionShape
-from step3.kernels.cpu.packing import Arena, pack
+from step3.kernels.cpu.weights import Arena, Packing
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_an_arena_aligns_and_gives_zeros(library: Library) -> None:
 
 
 def test_weights_keep_their_memory(library: Library) -> None:
-    packed = pack(Arena(library), (torch.ones(32, 32).bfloat16(),))
+    packed = Packing(library).take((torch.ones(32, 32).bfloat16(),))
     assert packed.matrix.panels
     assert packed.nbytes == 32 * 32 * 2
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from step3.kernels.attention import FP8, Paging
 from step3.kernels.cpu.library import Attention, Batch, Library, Shape, num_threads
-from step3.kernels.cpu.packing import Arena, Packed, Workspace, pack
+from step3.kernels.cpu.weights import CpuWeight, Placement, Workspace
 from step3.kernels.linear import Weight
 
 PAGE = 16
@@ -95,28 +95,28 @@ class PackedAttention:
 
     def __init__(
         self,
-        arena: Arena,
+        placement: Placement,
         qkv: Sequence[Weight],
         wq: Weight,
         o_proj: Weight,
         norms: tuple[Tensor, Tensor, Tensor],
         router: Tensor | None,
         *,
-        release: bool = False,
+        mapped: bool = False,
     ) -> None:
         """
         Args:
             qkv: q_proj, k_proj and v_proj.
             norms: input_layernorm, inter_norm and post_attention_layernorm.
             router: `[experts, hidden]`, or None in a layer without experts.
-            release: the matrices are views of a mapped file (see `pack`).
+            mapped: the matrices are views of a mapped file (see `Placement.take`).
         """
-        self.qkv = pack(arena, qkv, release=release)
-        self.wq = pack(arena, (wq,), release=release)
-        self.o_proj = pack(arena, (o_proj,), release=release)
+        self.qkv = placement.take(qkv, mapped=mapped)
+        self.wq = placement.take((wq,), mapped=mapped)
+        self.o_proj = placement.take((o_proj,), mapped=mapped)
         self.norms = tuple(norm.float().contiguous() for norm in norms)
         self.router = None if router is None else router.to(torch.bfloat16).contiguous()
-        self.library: Library = arena.library
+        self.library: Library = placement.library
         self._struct = Attention(
             *(norm.data_ptr() for norm in self.norms),
             None if self.router is None else self.router.data_ptr(),
@@ -127,7 +127,7 @@ class PackedAttention:
         self.reference = ctypes.byref(self._struct)
 
     @property
-    def matrices(self) -> tuple[Packed, Packed, Packed]:
+    def matrices(self) -> tuple[CpuWeight, CpuWeight, CpuWeight]:
         return self.qkv, self.wq, self.o_proj
 
     @property
@@ -195,11 +195,11 @@ def final_norm(library: Library, hidden: Tensor, answer: Tensor, norm: Tensor, e
     return out
 
 
-def packed_linear(x: Tensor, weight: Packed, workspace: Workspace) -> Tensor:
+def packed_linear(x: Tensor, weight: CpuWeight, workspace: Workspace) -> Tensor:
     """`x` `[rows, columns]` bfloat16 times the matrix, transposed: `[rows, matrix rows]` float32."""
     x = x.contiguous()
     out = torch.empty(x.shape[0], weight.matrix.rows, dtype=torch.float32)
-    weight.arena.library.c.step3_linear(
+    weight.library.c.step3_linear(
         workspace.pointer,
         num_threads(),
         ctypes.byref(weight.matrix),

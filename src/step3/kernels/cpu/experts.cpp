@@ -50,8 +50,8 @@ class Panels {
         const int64_t share = worker.first_run(units()), begin = worker.id() * share;
         bool is_first = true;
         cover(begin, begin + share, [&](const Job &job, int64_t, int64_t panel, int64_t last, Upcoming) {
-            const int64_t bytes = (job.*factor_).panel_bytes();
-            if (is_first) worker.expect((job.*factor_).panels + panel * bytes, (last - panel) * bytes);
+            const Factor &own = job.*factor_;
+            if (is_first) worker.expect(own.begin(panel), (last - panel) * own.panel_bytes());
             is_first = false;
         });
     }
@@ -108,8 +108,9 @@ class Panels {
 
     // What to fetch of a piece: with more than a tile of rows it will have the time to do so itself.
     Upcoming fetched(const Piece &piece, int64_t units) const {
-        if (piece.job->tiles.count > 1) return {};
         const Factor &factor = piece.job->*factor_;
+        // Weights that stay as they are stored do not lie side by side.
+        if (piece.job->tiles.count > 1 || factor.stored) return {};
         const int64_t bytes = factor.panel_bytes(), until = std::min(piece.end, piece.begin + units);
         return {factor.panels + piece.begin * bytes, factor.panels + until * bytes};
     }

@@ -1,4 +1,4 @@
-"""A layer's FFN on packed weights: the routed experts, and what every token uses."""
+"""A layer's FFN on the CPU kernels: the routed experts, and what every token uses."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import torch
 from torch import Tensor
 
 from step3.kernels.cpu.library import FFN, Matrix, num_threads
-from step3.kernels.cpu.packing import Arena, Packed, Workspace, pack
+from step3.kernels.cpu.weights import CpuWeight, Placement, Workspace
 from step3.kernels.linear import Weight
 
 
 @dataclass(frozen=True, eq=False)
-class PackedSwiGLU:
-    """`SwiGLU`, packed: gate and up strip by strip beside each other, and down."""
+class CpuSwiGLU:
+    """`SwiGLU` for the kernels: gate and up strip by strip beside each other, and down."""
 
-    gate_up: Packed
-    down: Packed
+    gate_up: CpuWeight
+    down: CpuWeight
 
     @classmethod
-    def pack(
-        cls, arena: Arena, gate: Weight, up: Weight, down: Weight, *, release: bool = False
-    ) -> PackedSwiGLU:
-        """Of one FFN, or of a stack of experts; see `pack`."""
-        gate_up = pack(arena, (gate, up), interleave=True, release=release)
-        return cls(gate_up, pack(arena, (down,), release=release))
+    def take(
+        cls, placement: Placement, gate: Weight, up: Weight, down: Weight, *, mapped: bool = False
+    ) -> CpuSwiGLU:
+        """Of one FFN, or of a stack of experts; see `Placement.take`."""
+        gate_up = placement.take((gate, up), interleave=True, mapped=mapped)
+        return cls(gate_up, placement.take((down,), mapped=mapped))
 
     @property
     def nbytes(self) -> int:
@@ -45,8 +45,8 @@ class PackedFFN:
     def __init__(
         self,
         workspace: Workspace,
-        always: PackedSwiGLU | None,
-        experts: PackedSwiGLU | None = None,
+        always: CpuSwiGLU | None,
+        experts: CpuSwiGLU | None = None,
         first: int = 0,
     ) -> None:
         self._held = [ffn for ffn in (always, experts) if ffn is not None]
@@ -90,7 +90,7 @@ class PackedFFN:
         if ids is not None and weights is not None and self._has_experts:
             ids, weights = ids.to(torch.int64).contiguous(), weights.to(torch.float32).contiguous()
             chosen, weighed, top_k = ids.data_ptr(), weights.data_ptr(), ids.shape[1]
-        self._held[0].gate_up.arena.library.c.step3_ffn_forward(
+        self._held[0].gate_up.library.c.step3_ffn_forward(
             self._workspace.pointer,
             num_threads(),
             self._reference,

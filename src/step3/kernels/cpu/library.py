@@ -20,8 +20,34 @@ LEVELS: dict[str, frozenset[str]] = {
 """What each level asks of the processor, by the names of /proc/cpuinfo; best first."""
 
 
+class Source(ctypes.Structure):
+    """`step3_source` of step3_cpu.h: rows of weights as they are stored."""
+
+    _fields_ = (
+        ("data", c_void_p),
+        ("rows", c_int64),
+        ("stride", c_int64),
+        ("type", c_int64),
+        ("scales", c_void_p),
+        ("scale_stride", c_int64),
+        ("expert_stride", c_int64),
+        ("expert_scales", c_int64),
+    )
+
+
+class Stored(ctypes.Structure):
+    """`step3_stored`: matrices below each other, or gate and up strip by strip."""
+
+    _fields_ = (
+        ("sources", Source * 3),
+        ("count", c_int64),
+        ("columns", c_int64),
+        ("interleave", c_int64),
+    )
+
+
 class Matrix(ctypes.Structure):
-    """`step3_matrix` of step3_cpu.h: packed weights, or a stack of them."""
+    """`step3_matrix`: weights as the kernels take them, or a stack of them."""
 
     _fields_ = (
         ("panels", c_void_p),
@@ -31,19 +57,7 @@ class Matrix(ctypes.Structure):
         ("rows", c_int64),
         ("bytes", c_int64),
         ("num_scales", c_int64),
-    )
-
-
-class Source(ctypes.Structure):
-    """`step3_source`: rows of weights as they are stored."""
-
-    _fields_ = (
-        ("data", c_void_p),
-        ("rows", c_int64),
-        ("stride", c_int64),
-        ("type", c_int64),
-        ("scales", c_void_p),
-        ("scale_stride", c_int64),
+        ("stored", POINTER(Stored)),
     )
 
 
@@ -115,7 +129,7 @@ _FUNCTIONS = {
     "step3_workspace_free": (None, (c_void_p,)),
     "step3_allocate": (c_void_p, (c_int64,)),
     "step3_free": (None, (c_void_p, c_int64)),
-    "step3_pack": (None, (POINTER(Source), c_int64, c_int64, c_int64, POINTER(Matrix), c_int64, c_int64)),
+    "step3_pack": (None, (POINTER(Stored), POINTER(Matrix), c_int64, c_int64, c_int64)),
     "step3_linear": (None, (c_void_p, c_int64, POINTER(Matrix), c_void_p, c_int64, c_int64, c_void_p)),
     "step3_attend_layer": (
         None,
@@ -125,6 +139,10 @@ _FUNCTIONS = {
     "step3_ffn_forward": (
         None,
         (c_void_p, c_int64, POINTER(FFN), c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_void_p),
+    ),
+    "step3_draw": (
+        None,
+        (c_int64, c_void_p, c_int64, c_int64, c_int64, *(c_void_p,) * 6),
     ),
     "step3_write_kv": (
         None,

@@ -57,8 +57,9 @@ struct Chunks {
 
 // A thread's first panels of `multiply_all` are read next.
 static inline void expect(Worker &worker, const step3_matrix &m) {
-    const int64_t share = worker.first_run(m.num_panels), bytes = m.pairs * (m.scales ? 64 : 128);
-    worker.expect(m.panels + worker.id() * share * bytes, share * bytes);
+    const Factor factor(m);
+    const int64_t share = worker.first_run(m.num_panels);
+    worker.expect(factor.begin(worker.id() * share), share * factor.panel_bytes());
 }
 
 // packed rows times the whole matrix, shared among the threads.

@@ -5,27 +5,35 @@
 
 extern "C" {
 
-// A matrix [rows, columns] of weights as the kernels read it: see tile.h. A stack of experts is one matrix
-// behind the other, each of `bytes` bytes and `num_scales` scales.
-struct step3_matrix {
-    const char *panels;
-    const float *scales;  // null for bf16; else [panel][128 columns][2 strips]
-    int64_t num_panels;   // of 32 rows
-    int64_t pairs;        // of columns, padded
-    int64_t rows;         // that count; the last panel may have more
-    int64_t bytes;
-    int64_t num_scales;
-};
-
-// Rows of a matrix as they are stored.
+// Rows of a matrix as they are stored, or those of the first of a stack of experts.
 enum { STEP3_BF16 = 0, STEP3_F32 = 1, STEP3_F16 = 2, STEP3_FP8 = 3 };
 struct step3_source {
     const void *data;
     int64_t rows;
-    int64_t stride;      // from row to row
+    int64_t stride;  // from row to row
     int64_t type;
     const float *scales;  // of blocks of 128 x 128, for FP8
     int64_t scale_stride;
+    int64_t expert_stride, expert_scales;  // from expert to expert
+};
+
+// Sources below each other, or two of equally many rows strip by strip where `interleave` is set.
+struct step3_stored {
+    step3_source sources[3];
+    int64_t count, columns, interleave;
+};
+
+// A matrix [rows, columns] of weights as the kernels read it: see tile.h. A stack of experts is one matrix
+// behind the other, each of `bytes` bytes and `num_scales` scales.
+struct step3_matrix {
+    const char *panels;
+    const float *scales;         // null for bf16; else [panel][128 columns][2 strips]
+    int64_t num_panels;          // of 32 rows
+    int64_t pairs;               // of columns, padded
+    int64_t rows;                // that count; the last panel may have more
+    int64_t bytes;
+    int64_t num_scales;
+    const step3_stored *stored;  // null, or where the weights stay: then panels and scales are its first source's
 };
 
 // What of a layer the attention side holds. Norms are float32; router is bf16 [experts, hidden] or null.
@@ -65,10 +73,9 @@ void step3_workspace_free(Workspace *);
 void *step3_allocate(int64_t bytes);
 void step3_free(void *memory, int64_t bytes);
 
-// Packs `count` sources below each other, or two of equally many rows strip by strip when `interleave`.
-// `release`: the sources are pages of a mapped file; give them back when they are done.
-void step3_pack(const step3_source *sources, int64_t count, int64_t columns, int64_t interleave,
-                const step3_matrix *to, int64_t release, int64_t threads);
+// Packs a matrix, or a stack of `experts`. `mapped`: the sources are pages of a mapped file; they are read
+// ahead, and given back when they are done.
+void step3_pack(const step3_stored *from, const step3_matrix *to, int64_t experts, int64_t mapped, int64_t threads);
 
 // out [rows, matrix rows] float = x [rows, columns] bf16 times the matrix, transposed.
 void step3_linear(Workspace *, int64_t threads, const step3_matrix *, const uint16_t *x, int64_t rows,
@@ -87,6 +94,12 @@ void step3_final_norm(const float *hidden, const uint16_t *answer, const float *
 // out [tokens, hidden] bf16 = the part of the FFN that the weights hold.
 void step3_ffn_forward(Workspace *, int64_t threads, const step3_ffn *, const uint16_t *x, int64_t tokens,
                        const int64_t *ids, const float *weights, int64_t top_k, uint16_t *out);
+
+// tokens [rows] = a draw of each row of logits [rows, vocab], by blocks of `block` ids; best is the largest of
+// each row. A row whose best is not finite gives 0.
+void step3_draw(int64_t threads, const float *logits, int64_t rows, int64_t vocab, int64_t block,
+                const float *best, const float *temperature, const int64_t *seeds, const int64_t *streams,
+                const int64_t *positions, int64_t *tokens);
 
 // Attention alone, for tests and the benchmark: query [tokens, heads * head_dim] float.
 void step3_write_kv(const step3_shape *, int64_t tokens, const float *key, const float *value,

@@ -9,16 +9,12 @@
 // A row's sums are made in the same order however many rows stand beside it: answers do not depend on the
 // batch.
 #pragma once
-#include "step3_cpu.h"
+#include "panels.h"
 #include "team.h"
-#include "vectors.h"
 
 namespace step3 {
 
-constexpr int PANEL = 32;
-constexpr int STRIP = 16;
 constexpr int TILE = 12;                       // most rows of a tile
-constexpr int64_t BLOCK_PAIRS = 64;            // pairs that share a scale
 constexpr int VECTORS = PANEL / LANES;         // of a panel
 constexpr int64_t AHEAD = 4096;                // bytes to prefetch ahead of a stream
 constexpr int64_t ROWS_AT_ONCE = 24 * TILE;    // rows that pass a panel while it is in the cache
@@ -149,6 +145,41 @@ static void multiply_panel(const Product &p) {
         for (int v = 0; v < VECTORS; v++) store(p.out + r * PANEL + v * LANES, totals[r][v]);
 }
 
+// A tile times two strips of weights that stay as they are stored: they are laid out a few pairs at a time, in
+// the first-level cache, and the sums are those of `multiply_panel`.
+template <int R, bool QUANTISED>
+static void multiply_strips(const Product &p, const Strip (&strips)[2], const Fetch &fetch) {
+    constexpr int64_t STEP = QUANTISED ? 32 : 16;  // pairs
+    alignas(64) char laid[STEP * 128], wide[QUANTISED && !EXPANDS_FP8 ? STEP * 128 : 64];
+    Floats sums[R][VECTORS], totals[R][VECTORS];
+    clear(sums);
+    clear(totals);
+    for (int64_t pair = 0; pair < p.pairs; pair += STEP) {
+        const int64_t pairs = std::min(STEP, p.pairs - pair);
+        fill_pairs<false>(strips, pair / STEP * BLOCK_BYTES, pairs, QUANTISED, fetch, laid);
+        const uint32_t *a = p.a + pair * p.row_step;
+        if constexpr (!QUANTISED) {
+            accumulate<R, _MM_HINT_T0>(sums, Bf16(), a, p.row_step, laid, laid + 64, 128, pairs, laid, 64, 0);
+            continue;
+        }
+#if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
+        accumulate<R, _MM_HINT_T0>(sums, Fp8(), a, p.row_step, laid, laid, 64, pairs, laid, 64, 0);
+#else
+        expand_fp8(laid, wide, pairs);
+        accumulate<R, _MM_HINT_T0>(sums, Bf16(), a, p.row_step, wide, wide + 64, 128, pairs, wide, 64, 0);
+#endif
+        if ((pair + pairs) % BLOCK_PAIRS && pair + pairs < p.pairs) continue;
+        for (int v = 0; v < VECTORS; v++) {
+            const Strip &strip = strips[v * 2 / VECTORS];
+            const Floats scale = splat(strip.rows ? strip.scales[pair / BLOCK_PAIRS] : 0.f);
+            for (int r = 0; r < R; r++) totals[r][v] = multiply_add(sums[r][v], scale, totals[r][v]);
+        }
+        clear(sums);
+    }
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < VECTORS; v++) store(p.out + r * PANEL + v * LANES, QUANTISED ? totals[r][v] : sums[r][v]);
+}
+
 // Calls `Function<R>::call(arguments...)` for groups of at most ROWS of a tile's rows.
 #define STEP3_EACH_ROWS(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12)
 
@@ -170,18 +201,75 @@ static inline void multiply_tile(Product p, int rows) {
     }
 }
 
-// All rows of packed activations, or tiles first..last of them, times panels begin..end of a matrix.
-// `keep(row, rows, panel, out)` gets each result: `rows` rows from `row` on, [rows][32].
+static inline void multiply_stored(const Product &p, int rows, const Strip (&strips)[2], bool quantised, const Fetch &fetch) {
+    switch (rows) {
+#define STEP3_CASE(R)                                                                              \
+    case R:                                                                                        \
+        if constexpr (R <= ROWS)                                                                   \
+            quantised ? multiply_strips<R, true>(p, strips, fetch) : multiply_strips<R, false>(p, strips, fetch); \
+        break;
+        STEP3_EACH_ROWS(STEP3_CASE)
+#undef STEP3_CASE
+    }
+}
+
+// A panel of weights as the tiles read it.
+struct Weights {
+    const char *panel;
+    const float *scales;
+    const char *next[2];  // where the next panel's two halves lie, if weights stay as they are stored
+};
+
+// The weights of one product: a matrix, or that of one expert.
 struct Factor {
     const char *panels;
     const float *scales;
     int64_t pairs;
+    const step3_stored *stored;
+    int64_t expert;
     Factor(const step3_matrix &m, int64_t expert = 0)
         : panels(m.panels + expert * m.bytes),
           scales(m.scales ? m.scales + expert * m.num_scales : nullptr),
-          pairs(m.pairs) {}
+          pairs(m.pairs),
+          stored(m.stored),
+          expert(expert) {}
     int64_t panel_bytes() const { return pairs * (scales ? 64 : 128); }
     int64_t blocks() const { return (pairs + BLOCK_PAIRS - 1) / BLOCK_PAIRS; }
+
+    // Where the panels from this one on begin in memory.
+    const char *begin(int64_t panel) const {
+        return stored ? find_strip(*stored, expert, 2 * panel).data : panels + panel * panel_bytes();
+    }
+
+    // Bytes that a panel takes that is laid out by `open`.
+    int64_t room() const { return stored ? panel_bytes() + 8 * blocks() : 0; }
+
+    // A panel; what stays as it is stored is laid out in `room`. `is_first`: nobody fetched it before.
+    Weights open(int64_t panel, bool is_first, char *room) const {
+        const int64_t bytes = panel_bytes();
+        if (!stored) {
+            const char *at = panels + panel * bytes;
+            return {at, scales ? scales + panel * blocks() * 2 : nullptr, {}};
+        }
+        const Strip strips[2] = {find_strip(*stored, expert, 2 * panel), find_strip(*stored, expert, 2 * panel + 1)};
+        float *own_scales = scales ? (float *)(room + bytes) : nullptr;
+        fill_panel<false>(strips, pairs, scales, {is_first ? IN_ROW : 0, 0}, room);
+        if (scales) fill_scales(strips, blocks(), own_scales);
+        const int64_t next = to_next_panel(strips);
+        return {room, own_scales, {strips[0].data + next, strips[1].data + next}};
+    }
+
+    // Bytes from a row to the same one of the next panel, where weights stay as they are stored.
+    int64_t to_next_panel(const Strip (&strips)[2]) const {
+        return strips[0].stride * (stored->interleave ? STRIP : PANEL);
+    }
+
+    // A panel that stays as it is stored times a tile that has no more than ROWS rows. The first of a run was
+    // fetched by nobody, and behind the last one begins what is another thread's.
+    void multiply_in_place(int64_t panel, bool is_first, bool is_last, const Product &p, int rows) const {
+        const Strip strips[2] = {find_strip(*stored, expert, 2 * panel), find_strip(*stored, expert, 2 * panel + 1)};
+        multiply_stored(p, rows, strips, scales, {is_first ? IN_ROW : 0, is_last ? 0 : to_next_panel(strips)});
+    }
 };
 
 // What a thread reads next, to be fetched while it has to compute for longer than it has to read.
@@ -189,19 +277,31 @@ struct Upcoming {
     const char *at = nullptr, *end = nullptr;
 };
 
+// All rows of packed activations, or tiles first..last of them, times panels begin..end of a matrix.
+// `keep(row, rows, panel, out)` gets each result: `rows` rows from `row` on, [rows][32].
 template <class Keep>
 static inline void multiply(const Factor &m, const uint32_t *a, const Tiles &tiles, int64_t first, int64_t last,
                             int64_t begin, int64_t end, Buffer &scratch, Keep keep, Upcoming upcoming = {}) {
     alignas(64) float out[TILE * PANEL];
     const int64_t bytes = m.panel_bytes(), count = last - first;
     const bool expands = m.scales && (!EXPANDS_FP8 || count > 2);
-    char *wide = expands ? scratch.get<char>(m.pairs * 128) : nullptr;
+    char *wide = scratch.get<char>((expands ? m.pairs * 128 : 0) + m.room());
+    char *room = wide + (expands ? m.pairs * 128 : 0);
+    if (m.stored && count == 1 && tiles.size(first) <= ROWS) {
+        const int64_t row = tiles.start(first);
+        const int rows = tiles.size(first);
+        for (int64_t panel = begin; panel < end; panel++) {
+            const Product p{a + row * m.pairs, rows, nullptr, m.pairs, nullptr, nullptr, 0, out};
+            m.multiply_in_place(panel, panel == begin, panel + 1 == end, p, rows);
+            keep(row, rows, panel, out);
+        }
+        return;
+    }
     for (int64_t panel = begin; panel < end; panel++) {
-        const char *at = m.panels + panel * bytes;
-        Product p{nullptr, 0, at, m.pairs, nullptr, nullptr, 0, out};
-        if (m.scales) p.scales = m.scales + panel * m.blocks() * 2;
+        const Weights weights = m.open(panel, panel == begin, room);
+        Product p{nullptr, 0, weights.panel, m.pairs, weights.scales, nullptr, 0, out};
         if (expands) {
-            expand_fp8(at, wide, m.pairs);
+            expand_fp8(weights.panel, wide, m.pairs);
             p.panel = wide;
         }
         for (int64_t tile = first; tile < last; tile++) {
@@ -211,11 +311,14 @@ static inline void multiply(const Factor &m, const uint32_t *a, const Tiles &til
             // One tile: fetch what comes next in the stream. More: the first ones fetch the next panel, the
             // others what comes behind all panels.
             const bool narrow = m.scales && !expands;
-            if (count == 1) {
-                p.ahead = at + AHEAD;
+            if (count == 1 && !m.stored) {
+                p.ahead = weights.panel + AHEAD;
                 p.ahead_step = narrow ? 64 : bytes / m.pairs;
-            } else if (nth * m.pairs * 64 < bytes) {
-                p.ahead = at + bytes + nth * m.pairs * 64;
+            } else if (m.stored && count > 1 && nth < 2) {
+                p.ahead = weights.next[nth];
+                p.ahead_step = bytes / m.pairs / 2;
+            } else if (!m.stored && nth * m.pairs * 64 < bytes) {
+                p.ahead = weights.panel + bytes + nth * m.pairs * 64;
                 p.ahead_step = 64;
             } else if (upcoming.at < upcoming.end) {
                 p.ahead = upcoming.at;

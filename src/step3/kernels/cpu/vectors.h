@@ -77,6 +77,95 @@ static inline Pairs load_pairs(const void *p) { return _mm256_loadu_si256((const
 static inline Operand splat_pair(const uint32_t *p) { return operand(_mm256_set1_epi32((int)*p)); }
 #endif
 
+// Rows into columns: words of 32 bits of 16 rows. at[w] holds word w of all rows, in one or two parts.
+#if defined(__AVX512BW__)
+using Lanes = __m512i;
+static inline void store_lanes(char *to, Lanes x) { _mm512_storeu_si512(to, x); }
+static inline void stream_lanes(char *to, Lanes x) { _mm512_stream_si512((__m512i *)to, x); }
+static inline Lanes unpack_low64(Lanes a, Lanes b) { return _mm512_unpacklo_epi64(a, b); }
+static inline Lanes unpack_high64(Lanes a, Lanes b) { return _mm512_unpackhi_epi64(a, b); }
+static inline Lanes shuffle_bytes(Lanes x, __m128i order) {
+    return _mm512_shuffle_epi8(x, _mm512_broadcast_i32x4(order));
+}
+
+struct Words {
+    static constexpr int PARTS = 1;
+    Lanes at[16][PARTS];
+
+    // 64 bytes from `rows` on, and of each row `stride` bytes further.
+    inline __attribute__((always_inline)) void read(const char *rows, int64_t stride) {
+        // Four rows at a time: lane n of four[g][w] holds word 4n + w of the rows 4g..4g+3.
+        Lanes four[4][4];
+#pragma GCC unroll 4
+        for (int g = 0; g < 4; g++) {
+            Lanes row[4];
+            for (int r = 0; r < 4; r++) row[r] = _mm512_loadu_si512(rows + (4 * g + r) * stride);
+            const Lanes a = _mm512_unpacklo_epi32(row[0], row[1]), b = _mm512_unpacklo_epi32(row[2], row[3]);
+            const Lanes c = _mm512_unpackhi_epi32(row[0], row[1]), d = _mm512_unpackhi_epi32(row[2], row[3]);
+            four[g][0] = unpack_low64(a, b);
+            four[g][1] = unpack_high64(a, b);
+            four[g][2] = unpack_low64(c, d);
+            four[g][3] = unpack_high64(c, d);
+        }
+        // Then lane n of all four become one vector.
+#pragma GCC unroll 4
+        for (int w = 0; w < 4; w++) {
+            const Lanes a = _mm512_shuffle_i32x4(four[0][w], four[1][w], 0x88);
+            const Lanes b = _mm512_shuffle_i32x4(four[2][w], four[3][w], 0x88);
+            const Lanes c = _mm512_shuffle_i32x4(four[0][w], four[1][w], 0xdd);
+            const Lanes d = _mm512_shuffle_i32x4(four[2][w], four[3][w], 0xdd);
+            at[w][0] = _mm512_shuffle_i32x4(a, b, 0x88);
+            at[4 + w][0] = _mm512_shuffle_i32x4(c, d, 0x88);
+            at[8 + w][0] = _mm512_shuffle_i32x4(a, b, 0xdd);
+            at[12 + w][0] = _mm512_shuffle_i32x4(c, d, 0xdd);
+        }
+    }
+};
+#else
+using Lanes = __m256i;
+static inline void store_lanes(char *to, Lanes x) { _mm256_storeu_si256((__m256i *)to, x); }
+static inline void stream_lanes(char *to, Lanes x) { _mm256_stream_si256((__m256i *)to, x); }
+static inline Lanes unpack_low64(Lanes a, Lanes b) { return _mm256_unpacklo_epi64(a, b); }
+static inline Lanes unpack_high64(Lanes a, Lanes b) { return _mm256_unpackhi_epi64(a, b); }
+static inline Lanes shuffle_bytes(Lanes x, __m128i order) {
+    return _mm256_shuffle_epi8(x, _mm256_broadcastsi128_si256(order));
+}
+
+struct Words {
+    static constexpr int PARTS = 2;
+    Lanes at[16][PARTS];
+
+    void read(const char *rows, int64_t stride) {
+        for (int part = 0; part < PARTS; part++)
+            for (int half = 0; half < 2; half++) {
+                // Rows r and r + 4 beside each other, of eight; 32 bytes of each.
+                const char *from = rows + 8 * part * stride + 32 * half;
+                for (int quarter = 0; quarter < 2; quarter++) {
+                    Lanes row[4];
+                    for (int r = 0; r < 4; r++) {
+                        const char *one = from + r * stride + 16 * quarter;
+                        row[r] = _mm256_inserti128_si256(
+                            _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)one)),
+                            _mm_loadu_si128((const __m128i *)(one + 4 * stride)), 1);
+                    }
+                    const Lanes a = _mm256_unpacklo_epi32(row[0], row[1]), b = _mm256_unpacklo_epi32(row[2], row[3]);
+                    const Lanes c = _mm256_unpackhi_epi32(row[0], row[1]), d = _mm256_unpackhi_epi32(row[2], row[3]);
+                    auto *words = at + 8 * half + 4 * quarter;
+                    words[0][part] = unpack_low64(a, b);
+                    words[1][part] = unpack_high64(a, b);
+                    words[2][part] = unpack_low64(c, d);
+                    words[3][part] = unpack_high64(c, d);
+                }
+            }
+    }
+};
+#endif
+
+// The lower halves of each lane's words into its lower half, the upper ones into its upper.
+static inline Lanes part_words(Lanes x) {
+    return shuffle_bytes(x, _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
+}
+
 // fp8 is kept in groups of 64 bytes that expand to two vectors of 16 pairs each. Where byte permutes exist,
 // two look-ups give the upper and the lower bytes of 64 bf16 values, and interleaving them within the four
 // 128-bit lanes gives the vectors: so lane n of a group holds pairs 4n..4n+3 of the first vector, then
