@@ -48,7 +48,8 @@ def main() -> None:
     known = set()
     for line in sys.stdin:
         batch, prompt, new, number = json.loads(line)
-        draw = random.Random(number)
+        # Prompts that another case had would be in the prefix cache.
+        draw = random.Random(f"{batch} {prompt} {number}")
         prompts = [
             {"prompt_token_ids": [draw.randrange(20, 4000) for _ in range(prompt)]} for _ in range(batch)
         ]

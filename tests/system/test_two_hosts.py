@@ -1,10 +1,10 @@
-"""Attention on one host and FFN on another, as two network namespaces, whose link is cut and comes back."""
+"""Attention on one host and FFN on another, as two network namespaces, whose link or connections are cut."""
 
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,12 +26,12 @@ secret = {secret!r}.encode()
 llm = start("1A1F", listen="10.77.0.1:7000", local_attention=1, secret=secret, lease=1.0, **{tls!r})
 
 def answers(tell):
-    streams = [Stream(llm, prompt, params(i, 300)) for i, prompt in enumerate(prompts(6))]
+    streams = [Stream(llm, prompt, params(i, {tokens})) for i, prompt in enumerate(prompts({streams}))]
     while not all(len(one.tokens) > 5 or one.error for one in streams):
         streams[0].ended.wait(0.01)
     tell()
     assert all(one.ended.wait(PATIENCE) for one in streams)
-    assert [one.error for one in streams] == [None] * 6
+    assert [one.error for one in streams] == [None] * {streams}
     return [(one.text, one.tokens) for one in streams]
 
 def say(what):
@@ -80,6 +80,10 @@ class Hosts:
     def set_link(self, state: str) -> None:
         run("ip", "-n", self._names[1], "link", "set", self._cables[1], state)
 
+    def reset_connections(self) -> None:
+        """Ends every TCP connection between the hosts, under both sides' feet."""
+        run("ip", "netns", "exec", self._names[0], "ss", "--kill", "--tcp", "dst", "10.77.0.2")
+
     def remove(self) -> None:
         for name in self._names:
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
@@ -97,15 +101,15 @@ def hosts() -> Iterator[Hosts]:
     made.remove()
 
 
-@pytest.mark.parametrize("encrypted", [False, True])
-def test_a_link_that_is_cut_and_comes_back_costs_no_request(
-    hosts: Hosts, tmp_path: Path, encrypted: bool
+def check_survival(
+    hosts: Hosts, cut: Callable[[], None], streams: int, tokens: int, tls: Mapping[str, str]
 ) -> None:
-    files = asdict(make_files(tmp_path)) if encrypted else {}
-    tls = {f"tls_{name}": file for name, file in files.items()}
+    """Fails unless all texts are those of an undisturbed run though `cut` is called while they come."""
     paths = {"system": str(TESTS / "system"), "engine": str(TESTS / "engine")}
-    front = hosts.start(0, sys.executable, "-c", FRONT.format(**paths, secret=SECRET, tls=tls))
-    flags = [text for name, file in files.items() for text in (f"--cluster-tls-{name}", file)]
+    options = {f"tls_{name}": file for name, file in tls.items()}
+    program = FRONT.format(**paths, secret=SECRET, tls=options, streams=streams, tokens=tokens)
+    front = hosts.start(0, sys.executable, "-c", program)
+    flags = [text for name, file in tls.items() for text in (f"--cluster-tls-{name}", file)]
     step3 = "from step3.cli.main import main; main()"
     joining = ["ffn", str(GOLDEN / "text"), "--join", "10.77.0.1:7000", *flags]
     ffn = hosts.start(1, sys.executable, "-c", step3, *joining)
@@ -113,9 +117,7 @@ def test_a_link_that_is_cut_and_comes_back_costs_no_request(
         assert front.stdout is not None
         assert front.stdout.readline() == "undisturbed\n"
         assert front.stdout.readline() == "running\n"
-        hosts.set_link("down")
-        time.sleep(CUT_SECONDS)
-        hosts.set_link("up")
+        cut()
         assert front.stdout.readline() == "same\n"
         assert int(front.stdout.readline().removeprefix("lost ")) >= 1
         assert front.wait(PATIENCE) == 0
@@ -123,3 +125,25 @@ def test_a_link_that_is_cut_and_comes_back_costs_no_request(
         for process in (front, ffn):
             process.kill()
             process.wait()
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_a_link_that_is_cut_and_comes_back_costs_no_request(
+    hosts: Hosts, tmp_path: Path, encrypted: bool
+) -> None:
+    def cut() -> None:
+        hosts.set_link("down")
+        time.sleep(CUT_SECONDS)
+        hosts.set_link("up")
+
+    check_survival(hosts, cut, 6, 300, asdict(make_files(tmp_path)) if encrypted else {})
+
+
+def test_connections_that_are_cut_cost_no_request(hosts: Hosts) -> None:
+    def cut() -> None:
+        try:
+            hosts.reset_connections()
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"connections cannot be ended from outside here: {error}")
+
+    check_survival(hosts, cut, 32, 100, {})
