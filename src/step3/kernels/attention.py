@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from step3.kernels.linear import ROWS, whole_rows
+
 FP8 = torch.float8_e4m3fn
 FP8_MAX = torch.finfo(FP8).max
 
@@ -29,8 +31,6 @@ SHORT_QUERY = 16
 """At most this many tokens of a sequence are computed together with equally many of others."""
 MAX_MASK = 1 << 24
 """Elements of the largest mask; more sequences or query tokens are computed one after the other."""
-_ROWS = 4
-"""The CPU's products give the rows that are left over of so many another order of sums."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +150,7 @@ def _together(
     seen = runs.seen[group, None] - np.arange(tokens - 1, -1, -1)
     visible = np.arange(width) < seen[:, :, None]
     if tokens > 1:
-        padding = np.ones((len(group), -tokens * heads % _ROWS, width), np.bool_)
+        padding = np.ones((len(group), -tokens * heads % ROWS, width), np.bool_)
         visible = np.concatenate((visible.repeat(heads, 1), padding), 1)
     starts = runs.start[group]
     first, last = int(starts[0]), int(starts[-1])
@@ -168,7 +168,7 @@ def _alone(paging: Paging, runs: _Runs, run: int, block_size: int, device: torch
     tile = max(1, MAX_MASK // width)
     for begin in range(0, tokens, tile):
         end = min(tokens, begin + tile)
-        padded = -(-(end - begin) // _ROWS) * _ROWS
+        padded = -(-(end - begin) // ROWS) * ROWS
         mask = np.arange(width) <= first + np.arange(begin, begin + padded)[:, None]
         yield _Alone(slice(start + begin, start + end), blocks, torch.from_numpy(mask).to(device))
 
@@ -219,7 +219,7 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, plan: AttentionPlan, sca
     for part in plan.together:
         lead = (part.sequences, 1)
         mixed = F.scaled_dot_product_attention(
-            _whole_rows(query[part.rows].reshape(*lead, part.tokens * heads, head_dim)),
+            whole_rows(query[part.rows].reshape(*lead, part.tokens * heads, head_dim)),
             _gather(keys, part.blocks, query.dtype).view(*lead, -1, head_dim),
             _gather(values, part.blocks, query.dtype).view(*lead, -1, head_dim),
             attn_mask=part.mask,
@@ -230,7 +230,7 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, plan: AttentionPlan, sca
         key = _gather(keys, chunk.blocks, query.dtype).view(-1, head_dim)
         value = _gather(values, chunk.blocks, query.dtype).view(-1, head_dim)
         mixed = F.scaled_dot_product_attention(
-            _whole_rows(query[chunk.rows].transpose(0, 1)[None]),
+            whole_rows(query[chunk.rows].transpose(0, 1)[None]),
             key.expand(1, heads, -1, -1),
             value.expand(1, heads, -1, -1),
             attn_mask=chunk.mask,
@@ -238,11 +238,6 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, plan: AttentionPlan, sca
         )
         output[chunk.rows] = mixed[0, :, : chunk.rows.stop - chunk.rows.start].transpose(0, 1)
     return output
-
-
-def _whole_rows(query: Tensor) -> Tensor:
-    """Rows of no meaning behind those of `query` `[..., rows, head_dim]`, up to a multiple of `_ROWS`."""
-    return F.pad(query, (0, 0, 0, -query.shape[-2] % _ROWS))
 
 
 def _gather(cache: Tensor, blocks: Tensor, dtype: torch.dtype) -> Tensor:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 BLOCK = 128
 """Side of the square blocks that share a scale."""
 
-_ROWS = 4
+ROWS = 4
 """MKL multiplies fewer rows than these, and what is left over of them, in another order."""
 
 
@@ -74,11 +74,16 @@ def linear(x: Tensor, weight: Weight) -> Tensor:
 
     In float32 on a CPU a row's result does not depend on how many rows there are.
     """
-    rows = x.numel() // x.shape[-1]
-    if x.dtype != torch.float32 or x.device.type != "cpu" or rows % _ROWS == 0:
+    if x.dtype != torch.float32 or x.device.type != "cpu":
         return F.linear(x, expand(weight, x.dtype))
-    padded = F.pad(x.reshape(rows, -1), (0, 0, 0, -rows % _ROWS))
-    return F.linear(padded, expand(weight, x.dtype))[:rows].view(*x.shape[:-1], -1)
+    rows = x.reshape(-1, x.shape[-1])
+    return F.linear(whole_rows(rows), expand(weight, x.dtype))[: len(rows)].view(*x.shape[:-1], -1)
+
+
+def whole_rows(x: Tensor) -> Tensor:
+    """Rows of no meaning behind those of `x` `[..., rows, columns]`, up to a multiple of `ROWS`."""
+    missing = -x.shape[-2] % ROWS
+    return F.pad(x, (0, 0, 0, missing)) if missing else x
 
 
 def fuse(weights: Sequence[Weight]) -> tuple[Weight, ...]:
