@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
+
+from step3.cli.serve_options import (
+    deployment_options,
+    drafts,
+    picture_limit,
+    refuse_parallelism,
+    separate_names,
+)
+from step3.errors import Step3Error
 
 if TYPE_CHECKING:
     from step3.server.config import ServerConfig
@@ -258,8 +266,6 @@ def serve(
     names. /docs describes all paths. Prometheus reads /metrics, load balancers /health. Ctrl-C or SIGTERM
     lets running requests finish; a second Ctrl-C does not.
     """
-    from step3.errors import Step3Error
-
     refuse_parallelism(
         {
             "--tensor-parallel-size": tensor_parallel_size,
@@ -296,7 +302,7 @@ def serve(
         "enable_prefix_caching": enable_prefix_caching,
         "max_logprobs": max_logprobs,
         "seed": seed,
-        "speculative_config": None if speculative_config is None else _object(speculative_config),
+        "speculative_config": None if speculative_config is None else drafts(speculative_config),
         "limit_mm_per_prompt": None if limit_mm_per_prompt is None else picture_limit(limit_mm_per_prompt),
     }
     given.update(
@@ -338,7 +344,7 @@ def serve(
         write_seconds=write_seconds,
         allowed_origins=tuple(allowed_origins),
         fetch_options={
-            "hosts": _names(allowed_media_domains),
+            "hosts": separate_names(allowed_media_domains),
             "max_bytes": media_max_mib << 20,
             "seconds": media_seconds,
             "max_redirects": media_max_redirects,
@@ -348,101 +354,9 @@ def serve(
     )
 
 
-def deployment_options(given: dict[str, Any]) -> dict[str, Any]:
-    """Options of a deployment of several processes, checked; nothing for a single process.
-
-    Raises:
-        Step3Error: they cannot be, or say how to cut what is one process.
-    """
-    import secrets
-
-    from step3.cluster.config import ClusterConfig, wants_cluster
-    from step3.errors import Step3Error
-
-    options = {name: value for name, value in given.items() if value is not None}
-    if not wants_cluster(options):
-        options.pop("attention_instances", None)
-        options.pop("ffn_instances", None)
-        # The environment may hold a secret that another command is to use.
-        options.pop("secret", None)
-        if options:
-            flag = next(iter(options)).replace("_", "-").replace("tls-", "cluster-tls-")
-            raise Step3Error(f"--{flag} is for several processes: give --ffn-instances, or leave it out")
-        return {}
-    if options.get("secret") is not None:
-        options["secret"] = options["secret"].encode()
-    elif options.get("listen") is not None:
-        secret = secrets.token_hex(32)
-        options["secret"] = secret.encode()
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"Instances join with\n  STEP3_CLUSTER_SECRET={secret} step3 attention --join HOST:PORT\n"
-            f"  STEP3_CLUSTER_SECRET={secret} step3 ffn --join HOST:PORT"
-        )
-    ClusterConfig.from_options(options)
-    return options
-
-
-def refuse_parallelism(sizes: dict[str, int], node_rank: int, dist_init_addr: str | None) -> None:
-    """Raises Step3Error where more than one process is asked for."""
-    from step3.errors import Step3Error
-
-    for flag, size in sizes.items():
-        if size != 1:
-            raise Step3Error(
-                f"{flag} {size} cannot be honoured: processes are given by their parts here, with "
-                "--attention-instances, --ffn-instances and --ffn-parallel"
-            )
-    if node_rank != 0 or dist_init_addr is not None:
-        raise Step3Error(
-            "--node-rank and --dist-init-addr cannot be honoured: instances of other machines join with "
-            "step3 attention --join and step3 ffn --join; leave them out"
-        )
-
-
-def _names(given: list[str]) -> tuple[str, ...]:
-    """Values that are given one by one, or several with commas between."""
-    return tuple(name.strip() for one in given for name in one.split(",") if name.strip())
-
-
-def _object(text: str) -> dict[str, Any]:
-    from step3.errors import Step3Error
-
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise Step3Error(f"--speculative-config must be a JSON object, found {text!r}")
-    return value
-
-
-def picture_limit(text: str) -> dict[str, int]:
-    """`image=4` or `{"image": 4}`.
-
-    Raises:
-        Step3Error: it is neither.
-    """
-    from step3.errors import Step3Error
-
-    try:
-        if text.lstrip().startswith("{"):
-            limits = {str(name): int(limit) for name, limit in json.loads(text).items()}
-        else:
-            limits = {
-                name: int(limit) for name, _, limit in (part.partition("=") for part in text.split(","))
-            }
-    except (ValueError, TypeError, RecursionError):
-        raise Step3Error(
-            f'--limit-mm-per-prompt must look like image=4 or {{"image": 4}}, found {text!r}'
-        ) from None
-    return limits
-
-
 def _run(fetch_options: dict[str, Any], **options: Any) -> None:
     import asyncio
     import logging
-
-    from step3.errors import Step3Error
 
     try:
         from step3.server.config import ServerConfig
