@@ -82,3 +82,22 @@ def test_chunks_batches_and_cached_prefixes_change_little(monkeypatch: pytest.Mo
             one, other = first.outputs[0].logprobs[0], second.outputs[0].logprobs[0]
             for token in one.keys() & other.keys():
                 assert one[token].logprob == pytest.approx(other[token].logprob, abs=0.05)
+
+
+@pytest.mark.parametrize("checkpoint", ["text", "text-fp8"])
+def test_all_layers_in_one_call_give_what_they_give_by_turns(checkpoint: str) -> None:
+    cases = TEXT_CASES[checkpoint]
+    prompts = [{"prompt_token_ids": case["prompt_token_ids"]} for case in cases]
+    params = SamplingParams(temperature=0, max_tokens=8, logprobs=5)
+    answers = []
+    for calls in ("one", "many"):
+        llm = make_llm(checkpoint, dtype=torch.bfloat16)
+        decoder = llm.engine.lanes[0]._decoder
+        if not isinstance(decoder, PackedDecoder):
+            pytest.skip("no kernels here")
+        assert decoder._whole is not None
+        if calls == "many":
+            decoder._whole = None
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+        answers.append([(one.outputs[0].token_ids, one.outputs[0].logprobs) for one in outputs])
+    assert answers[0] == answers[1]

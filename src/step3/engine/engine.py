@@ -109,7 +109,7 @@ class Engine:
         blocks, block_size = self.memory.num_blocks, config.block_size
         store = KVStore(network.sizes, blocks, block_size, kv_dtype, device)
         decoder = (
-            PackedDecoder(network, weights, store, shape)
+            PackedDecoder(network, weights, store, shape, self.ffn.packed if self.ffn else None)
             if isinstance(weights, PackedDecoderWeights)
             else Decoder(network, weights, store)
         )

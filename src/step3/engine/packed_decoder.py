@@ -5,7 +5,7 @@ The hidden states stay in float32 between the layers; what is multiplied is bflo
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,8 @@ from step3.kernels.cpu.attention import (
     final_norm,
     packed_linear,
 )
+from step3.kernels.cpu.decoder import WholeDecoder
+from step3.kernels.cpu.ffn import PackedFFN
 from step3.kernels.cpu.weights import CpuWeight, Placement, Workspace
 from step3.kernels.linear import Weight, stored_weight
 from step3.kernels.rotary import cos_sin, inverse_frequencies
@@ -119,8 +121,17 @@ class PackedDecoder:
     """`Decoder` on the CPU kernels."""
 
     def __init__(
-        self, network: Network, weights: PackedDecoderWeights, store: KVStore, shape: AttentionShape
+        self,
+        network: Network,
+        weights: PackedDecoderWeights,
+        store: KVStore,
+        shape: AttentionShape,
+        ffns: Sequence[PackedFFN] | None = None,
     ) -> None:
+        """
+        Args:
+            ffns: of all layers, if they are here: then no FFN is asked for.
+        """
         self._weights = weights
         self._library = weights.head.library
         self._layers = PackedLayers(shape, Workspace(self._library))
@@ -128,12 +139,18 @@ class PackedDecoder:
         self._frequencies, self._attention_factor = inverse_frequencies(
             shape.head_dim, network.rope_theta, network.rope_scaling, torch.device("cpu")
         )
+        self._whole = None
+        if ffns is not None:
+            workspace = self._layers.workspace
+            self._whole = WholeDecoder(shape, workspace, weights.layers, ffns, self._pages, weights.norm)
 
     def decode(self, batch: Batch) -> Generator[FFNCall, Tensor, Tensor]:
         """Runs a batch through all layers; as `Decoder.decode`."""
         hidden = self._embed(batch)
         angles = cos_sin(batch.positions, self._frequencies, self._attention_factor)
         step = PackedStep(batch.slots, *angles, batch.paging)
+        if self._whole is not None:
+            return self._whole.forward(step, hidden)
         answer: Tensor | None = None
         for index, layer in enumerate(self._weights.layers):
             keys, values = self._pages[index]

@@ -83,6 +83,12 @@ class FFNShard:
         return cls(layers)
 
     @property
+    def packed(self) -> list[PackedFFN] | None:
+        """The layers, where the CPU kernels compute them all."""
+        packed = [layer for layer in self._layers if isinstance(layer, PackedFFN)]
+        return packed if len(packed) == len(self._layers) else None
+
+    @property
     def nbytes(self) -> int:
         """Memory of the weights."""
         return sum(

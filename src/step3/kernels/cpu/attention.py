@@ -127,6 +127,11 @@ class PackedAttention:
         self.reference = ctypes.byref(self._struct)
 
     @property
+    def address(self) -> int:
+        """Of the struct that the kernels take."""
+        return ctypes.addressof(self._struct)
+
+    @property
     def matrices(self) -> tuple[CpuWeight, CpuWeight, CpuWeight]:
         return self.qkv, self.wq, self.o_proj
 

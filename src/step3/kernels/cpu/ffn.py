@@ -66,6 +66,11 @@ class PackedFFN:
         self._reference = ctypes.byref(self._struct)
 
     @property
+    def address(self) -> int:
+        """Of the struct that the kernels take."""
+        return ctypes.addressof(self._struct)
+
+    @property
     def nbytes(self) -> int:
         return sum(ffn.nbytes for ffn in self._held)
 

@@ -124,6 +124,12 @@ class FFN(ctypes.Structure):
     )
 
 
+class Layer(ctypes.Structure):
+    """`step3_layer`: both sides of a layer, and its keys and values."""
+
+    _fields_ = (("attention", c_void_p), ("ffn", c_void_p), ("keys", c_void_p), ("values", c_void_p))
+
+
 _FUNCTIONS = {
     "step3_workspace_new": (c_void_p, ()),
     "step3_workspace_free": (None, (c_void_p,)),
@@ -139,6 +145,10 @@ _FUNCTIONS = {
     "step3_ffn_forward": (
         None,
         (c_void_p, c_int64, POINTER(FFN), c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_void_p),
+    ),
+    "step3_decode": (
+        None,
+        (c_void_p, c_int64, POINTER(Shape), c_void_p, c_int64, c_void_p, POINTER(Batch), c_void_p, c_void_p),
     ),
     "step3_draw": (
         None,

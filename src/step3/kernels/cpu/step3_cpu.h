@@ -101,6 +101,16 @@ void step3_draw(int64_t threads, const float *logits, int64_t rows, int64_t voca
                 const float *best, const float *temperature, const int64_t *seeds, const int64_t *streams,
                 const int64_t *positions, int64_t *tokens);
 
+// All layers one after the other, where attention and FFNs share a process: what `step3_attend_layer`,
+// `step3_ffn_forward` and `step3_final_norm` give by turns, without a caller in between.
+struct step3_layer {
+    const step3_attention *attention;
+    const step3_ffn *ffn;
+    char *keys, *values;
+};
+void step3_decode(Workspace *, int64_t threads, const step3_shape *, const step3_layer *layers, int64_t count,
+                  const float *final_norm, const step3_batch *, float *hidden, uint16_t *out);
+
 // Attention alone, for tests and the benchmark: query [tokens, heads * head_dim] float.
 void step3_write_kv(const step3_shape *, int64_t tokens, const float *key, const float *value,
                     int64_t stride, const int64_t *slots, char *keys, char *values);
