@@ -18,7 +18,7 @@ CPU = Path("src/step3/kernels/cpu")
 WIRE = Path("src/step3/wire/native")
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
 LEVELS = {
-    "avx512_bf16": [*AVX512, "-mavx512bf16", "-mavx512vbmi"],
+    "avx512_bf16": [*AVX512, "-mavx512bf16", "-mavx512vbmi", "-mavx512vnni"],
     "avx512": AVX512,
     "avx2": ["-mavx2"],
 }

@@ -93,3 +93,8 @@ def test_drafts_are_asked_for_in_vllms_words(monkeypatch: pytest.MonkeyPatch) ->
 def test_weights_may_stay_in_their_files(monkeypatch: pytest.MonkeyPatch) -> None:
     assert options(monkeypatch)["engine"]["load"] == "packed"
     assert options(monkeypatch, "--load", "mmap")["engine"]["load"] == "mmap"
+
+
+def test_activations_may_be_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not options(monkeypatch)["engine"]["int8_activations"]
+    assert options(monkeypatch, "--int8-activations")["engine"]["int8_activations"]

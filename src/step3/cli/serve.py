@@ -98,6 +98,12 @@ def serve(
         help="packed: weights are copied into the CPU kernels' order. mmap: they are used from their files.",
         rich_help_panel=_ENGINE,
     ),
+    int8_activations: bool = typer.Option(
+        False,
+        "--int8-activations",
+        help="Reads prompts faster on a CPU from block-fp8 weights, a little less exactly.",
+        rich_help_panel=_ENGINE,
+    ),
     kv_cache_memory_bytes: int | None = typer.Option(
         None, help="Memory of the KV cache, instead of a part.", rich_help_panel=_ENGINE
     ),
@@ -292,6 +298,7 @@ def serve(
         "dtype": dtype,
         "device": device,
         "load": load,
+        "int8_activations": int8_activations,
         "max_model_len": max_model_len,
         "max_num_seqs": max_num_seqs,
         "max_num_batched_tokens": max_num_batched_tokens,

@@ -48,10 +48,13 @@ class FFNPart:
             checkpoint.config.text.moe_num_experts, topology.expert_parallel, topology.tensor_parallel
         )
         piece = pieces[membership.shard]
-        key = (piece, dtype, device, config.load)
+        key = (piece, dtype, device, config.load, config.int8_activations)
         if self._loaded is None or self._loaded[0] != key:
             in_place = config.load == "mmap"
-            self._loaded = key, FFNShard.load(checkpoint, dtype, device, piece, in_place)
+            self._loaded = (
+                key,
+                FFNShard.load(checkpoint, dtype, device, piece, in_place, config.int8_activations),
+            )
         shard = self._loaded[1]
         endpoint = FFNEndpoint(
             membership.instance,

@@ -57,6 +57,9 @@ class EngineConfig:
         load: how weights get to the CPU kernels. "packed" copies them into the order in which they are read
             fastest; "mmap" uses those of bfloat16 and block-fp8 checkpoints where they lie in their files: a
             start takes no longer than opening them, and a model may be larger than memory.
+        int8_activations: round activations to 8 bits where the CPU kernels multiply 48 rows or more by
+            block-fp8 weights: prompts are read nearly twice as fast, and log-probabilities differ a little
+            more (docs/cpu.md), also with what else is in the batch.
         device: where attention and vision are computed, as torch names devices.
         max_model_len: longest prompt and answer together, in tokens; None for the longest that the model was
             made for and the KV cache can hold.
@@ -83,6 +86,7 @@ class EngineConfig:
     dtype: str = "auto"
     kv_cache_dtype: str = "auto"
     load: str = "packed"
+    int8_activations: bool = False
     device: str = "cpu"
     max_model_len: int | None = None
     max_num_seqs: int = 64

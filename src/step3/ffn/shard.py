@@ -47,11 +47,13 @@ class FFNShard:
         device: torch.device | str = "cpu",
         piece: Piece = WHOLE,
         in_place: bool = False,
+        int8: bool = False,
     ) -> FFNShard:
         """Reads a piece of every layer; plain weights become `dtype`, block-fp8 stays as it is stored.
 
         Args:
             in_place: use the weights from the mapped files instead of reading them; for the CPU kernels.
+            int8: let the CPU kernels round activations to 8 bits where many rows meet block-fp8 weights.
 
         Raises:
             CheckpointError: a tensor is missing or misshapen, or the piece cuts through a block of 128; it is
@@ -61,7 +63,7 @@ class FFNShard:
         sizes = checkpoint.config.text
         first = piece.experts.start if piece.experts else 0
         if dtype == torch.bfloat16 and torch.device(device).type == "cpu" and (library := open_library()):
-            placement = InPlace(library) if in_place else Packing(library)
+            placement = (InPlace if in_place else Packing)(library, int8=int8)
             return cls(_packed_layers(checkpoint, placement, piece, first))
         if in_place:
             raise Step3Error(

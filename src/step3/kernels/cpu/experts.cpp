@@ -21,7 +21,7 @@ struct Job {
     Tiles tiles;
     Chunks chunks;
     Job(const step3_matrix &gate_up, const step3_matrix &down, int64_t expert, int64_t first, int64_t rows)
-        : gate_up(gate_up, expert), down(down, expert), inner_panels(gate_up.num_panels),
+        : gate_up(gate_up, rows, expert), down(down, rows, expert), inner_panels(gate_up.num_panels),
           outer_panels(down.num_panels), first(first), tiles(rows), chunks(tiles) {}
 };
 
@@ -167,9 +167,11 @@ extern "C" void step3_ffn_forward(Workspace *workspace, int64_t threads, const s
         jobs.emplace_back(ffn->always_gate_up, ffn->always_down, 0, chosen, tokens);
     }
     int64_t inner_pairs = 0;
+    bool narrows = false;
     std::vector<std::pair<const Job *, int64_t>> tiles;
     for (const Job &job : jobs) {
         inner_pairs = std::max(inner_pairs, job.down.pairs);
+        narrows = narrows || job.down.narrow;
         for (int64_t tile = 0; tile < job.tiles.count; tile++) tiles.emplace_back(&job, tile);
     }
     uint32_t *packed = workspace->buffers[2].get<uint32_t>(rows * pairs);
@@ -188,6 +190,7 @@ extern "C" void step3_ffn_forward(Workspace *workspace, int64_t threads, const s
             const uint16_t *own[TILE];
             for (int r = 0; r < count; r++) own[r] = x + token_of[row + r] * hidden;
             pack_tile(own, count, hidden, pairs, packed + row * pairs);
+            if (job->gate_up.narrow) narrow_tile(packed + row * pairs, count, pairs, worker.own());
         });
         outer_product.expect(worker);
         inner_product.run(worker, packed, pairs, [&](const Job &job, int64_t row, int count, int64_t panel, const float *sums) {
@@ -199,6 +202,12 @@ extern "C" void step3_ffn_forward(Workspace *workspace, int64_t threads, const s
                 for (int i = 0; i < STRIP / 2; i++) memcpy(at + i * count + r, mixed + 2 * i, 4);
             }
         });
+        if (narrows)
+            worker.each((int64_t)tiles.size(), [&](int64_t i) {
+                const auto &[job, tile] = tiles[(size_t)i];
+                uint32_t *at = inner + job->first * inner_pairs + job->tiles.start(tile) * job->down.pairs;
+                if (job->down.narrow) narrow_tile(at, job->tiles.size(tile), job->down.pairs, worker.own());
+            });
         outer_product.run(worker, inner, inner_pairs, [&](const Job &job, int64_t row, int count, int64_t panel, const float *sums) {
             const int64_t column = panel * PANEL;
             const size_t size = (size_t)columns_left(hidden, column) * 4;

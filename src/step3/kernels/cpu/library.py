@@ -13,11 +13,16 @@ from pathlib import Path
 import torch
 
 LEVELS: dict[str, frozenset[str]] = {
-    "avx512_bf16": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512vbmi"}),
+    "avx512_bf16": frozenset(
+        {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512vbmi", "avx512_vnni"}
+    ),
     "avx512": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "fma", "f16c"}),
     "avx2": frozenset({"avx2", "fma", "f16c"}),
 }
 """What each level asks of the processor, by the names of /proc/cpuinfo; best first."""
+
+INT8_LEVEL = "avx512_bf16"
+"""The level that has products of 8-bit integers."""
 
 
 class Source(ctypes.Structure):
@@ -58,6 +63,7 @@ class Matrix(ctypes.Structure):
         ("bytes", c_int64),
         ("num_scales", c_int64),
         ("stored", POINTER(Stored)),
+        ("int8", c_int64),
     )
 
 

@@ -57,18 +57,26 @@ struct Chunks {
 
 // A thread's first panels of `multiply_all` are read next.
 static inline void expect(Worker &worker, const step3_matrix &m) {
-    const Factor factor(m);
+    const Factor factor(m, 0);
     const int64_t share = worker.first_run(m.num_panels);
     worker.expect(factor.begin(worker.id() * share), share * factor.panel_bytes());
 }
 
-// packed rows times the whole matrix, shared among the threads.
+// Makes the tiles those that the product with `m` takes.
+static inline void narrow_tiles(Worker &worker, const step3_matrix &m, uint32_t *a, const Tiles &tiles) {
+    if (!is_narrow(m, tiles.rows)) return;
+    worker.each(tiles.count, [&](int64_t tile) {
+        narrow_tile(a + tiles.start(tile) * m.pairs, tiles.size(tile), m.pairs, worker.own());
+    });
+}
+
+// packed rows, which may be made narrow, times the whole matrix, shared among the threads.
 template <class Keep>
-static inline void multiply_all(Worker &worker, const step3_matrix &m, const uint32_t *a, int64_t rows,
-                                Keep keep) {
+static inline void multiply_all(Worker &worker, const step3_matrix &m, uint32_t *a, int64_t rows, Keep keep) {
     Tiles tiles(rows);
+    narrow_tiles(worker, m, a, tiles);
     Chunks chunks(tiles);
-    Factor factor(m);
+    Factor factor(m, rows);
     worker.runs(chunks.count * m.num_panels, [&](int64_t begin, int64_t end) {
         while (begin < end) {
             int64_t chunk = begin / m.num_panels, panel = begin % m.num_panels;

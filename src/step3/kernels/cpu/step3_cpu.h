@@ -34,6 +34,7 @@ struct step3_matrix {
     int64_t bytes;
     int64_t num_scales;
     const step3_stored *stored;  // null, or where the weights stay: then panels and scales are its first source's
+    int64_t int8;                // whether many rows may be quantised to be multiplied with block-fp8 (int8.h)
 };
 
 // What of a layer the attention side holds. Norms are float32; router is bf16 [experts, hidden] or null.

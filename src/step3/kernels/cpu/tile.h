@@ -9,6 +9,7 @@
 // A row's sums are made in the same order however many rows stand beside it: answers do not depend on the
 // batch.
 #pragma once
+#include "int8.h"
 #include "panels.h"
 #include "team.h"
 
@@ -213,6 +214,17 @@ static inline void multiply_stored(const Product &p, int rows, const Strip (&str
     }
 }
 
+static inline void multiply_narrow_tile(const Product &p, int rows) {
+    switch (rows) {
+#define STEP3_CASE(R)                                                                             \
+    case R:                                                                                       \
+        multiply_narrow<R>(p.a, p.panel, p.scales, p.pairs, p.ahead, p.ahead_step, p.out);        \
+        break;
+        STEP3_EACH_ROWS(STEP3_CASE)
+#undef STEP3_CASE
+    }
+}
+
 // A panel of weights as the tiles read it.
 struct Weights {
     const char *panel;
@@ -227,12 +239,14 @@ struct Factor {
     int64_t pairs;
     const step3_stored *stored;
     int64_t expert;
-    Factor(const step3_matrix &m, int64_t expert = 0)
+    bool narrow;  // it takes narrow tiles
+    Factor(const step3_matrix &m, int64_t rows, int64_t expert = 0)
         : panels(m.panels + expert * m.bytes),
           scales(m.scales ? m.scales + expert * m.num_scales : nullptr),
           pairs(m.pairs),
           stored(m.stored),
-          expert(expert) {}
+          expert(expert),
+          narrow(is_narrow(m, rows)) {}
     int64_t panel_bytes() const { return pairs * (scales ? 64 : 128); }
     int64_t blocks() const { return (pairs + BLOCK_PAIRS - 1) / BLOCK_PAIRS; }
 
@@ -284,10 +298,11 @@ static inline void multiply(const Factor &m, const uint32_t *a, const Tiles &til
                             int64_t begin, int64_t end, Buffer &scratch, Keep keep, Upcoming upcoming = {}) {
     alignas(64) float out[TILE * PANEL];
     const int64_t bytes = m.panel_bytes(), count = last - first;
-    const bool expands = m.scales && (!EXPANDS_FP8 || count > 2);
-    char *wide = scratch.get<char>((expands ? m.pairs * 128 : 0) + m.room());
-    char *room = wide + (expands ? m.pairs * 128 : 0);
-    if (m.stored && count == 1 && tiles.size(first) <= ROWS) {
+    const bool expands = m.scales && !m.narrow && (!EXPANDS_FP8 || count > 2);
+    const int64_t laid_out = m.narrow ? narrow_panel_bytes(m.pairs, m.blocks()) : expands ? m.pairs * 128 : 0;
+    char *wide = scratch.get<char>(laid_out + m.room());
+    char *room = wide + laid_out;
+    if (m.stored && !m.narrow && count == 1 && tiles.size(first) <= ROWS) {
         const int64_t row = tiles.start(first);
         const int rows = tiles.size(first);
         for (int64_t panel = begin; panel < end; panel++) {
@@ -303,6 +318,9 @@ static inline void multiply(const Factor &m, const uint32_t *a, const Tiles &til
         if (expands) {
             expand_fp8(weights.panel, wide, m.pairs);
             p.panel = wide;
+        } else if (m.narrow) {
+            narrow_panel(weights.panel, m.pairs, wide);
+            p.panel = wide;
         }
         for (int64_t tile = first; tile < last; tile++) {
             const int64_t row = tiles.start(tile), nth = tile - first;
@@ -310,10 +328,10 @@ static inline void multiply(const Factor &m, const uint32_t *a, const Tiles &til
             p.a = a + row * m.pairs;
             // One tile: fetch what comes next in the stream. More: the first ones fetch the next panel, the
             // others what comes behind all panels.
-            const bool narrow = m.scales && !expands;
+            const bool is_fp8 = m.scales && !expands;
             if (count == 1 && !m.stored) {
                 p.ahead = weights.panel + AHEAD;
-                p.ahead_step = narrow ? 64 : bytes / m.pairs;
+                p.ahead_step = bytes / m.pairs;
             } else if (m.stored && count > 1 && nth < 2) {
                 p.ahead = weights.next[nth];
                 p.ahead_step = bytes / m.pairs / 2;
@@ -322,14 +340,17 @@ static inline void multiply(const Factor &m, const uint32_t *a, const Tiles &til
                 p.ahead_step = 64;
             } else if (upcoming.at < upcoming.end) {
                 p.ahead = upcoming.at;
-                p.ahead_step = narrow ? 64 : 128;
+                p.ahead_step = is_fp8 ? 64 : 128;
                 upcoming.at += m.pairs * p.ahead_step;
             } else {
                 p.ahead = p.panel;
                 p.ahead_step = 0;
             }
+            if (m.narrow)
+                multiply_narrow_tile(p, (int)p.row_step);
+            else
 #if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
-            if (narrow)
+            if (is_fp8)
                 multiply_tile<Fp8>(p, (int)p.row_step);
             else
 #endif

@@ -69,10 +69,12 @@ class Placement(Protocol):
 
     Attributes:
         in_place: whether they stay as and where they are stored.
+        int8: whether products of many rows with block-fp8 weights may be of 8-bit integers (int8.h).
     """
 
     library: Library
     in_place: bool
+    int8: bool
 
     def take(self, weights: Sequence[Weight], *, interleave: bool = False, mapped: bool = False) -> CpuWeight:
         """One matrix out of up to three with the same columns below each other.
@@ -91,12 +93,12 @@ class Packing:
 
     in_place = False
 
-    def __init__(self, library: Library) -> None:
-        self.library, self._arena = library, Arena(library)
+    def __init__(self, library: Library, *, int8: bool = False) -> None:
+        self.library, self.int8, self._arena = library, int8, Arena(library)
 
     def take(self, weights: Sequence[Weight], *, interleave: bool = False, mapped: bool = False) -> CpuWeight:
         """As `Placement.take`; plain weights of other dtypes are rounded to bfloat16."""
-        stored, matrix = _describe(weights, interleave)
+        stored, matrix = _describe(weights, interleave, self.int8)
         experts, is_quantised = _experts(weights), isinstance(weights[0], BlockFp8)
         nbytes = experts * matrix.bytes
         matrix.panels = self._arena.take(nbytes)
@@ -115,13 +117,13 @@ class InPlace:
 
     in_place = True
 
-    def __init__(self, library: Library) -> None:
-        self.library = library
+    def __init__(self, library: Library, *, int8: bool = False) -> None:
+        self.library, self.int8 = library, int8
 
     def take(self, weights: Sequence[Weight], *, interleave: bool = False, mapped: bool = False) -> CpuWeight:
         """As `Placement.take`."""
         del mapped
-        stored, matrix = _describe(weights, interleave)
+        stored, matrix = _describe(weights, interleave, self.int8)
         assert all(source.type in (0, 3) for source in stored.sources[: stored.count]), (
             "bfloat16 or block-fp8"
         )
@@ -137,7 +139,7 @@ def _experts(weights: Sequence[Weight]) -> int:
     return weights[0].shape[0] if len(weights[0].shape) == 3 else 1
 
 
-def _describe(weights: Sequence[Weight], interleave: bool) -> tuple[Stored, Matrix]:
+def _describe(weights: Sequence[Weight], interleave: bool, int8: bool) -> tuple[Stored, Matrix]:
     """Where the weights lie, and the matrix that they make, without its memory."""
     columns, rows = weights[0].shape[-1], sum(weight.shape[-2] for weight in weights)
     strips = sum(-(-weight.shape[-2] // STRIP) for weight in weights)
@@ -148,7 +150,7 @@ def _describe(weights: Sequence[Weight], interleave: bool) -> tuple[Stored, Matr
     sources = (Source * 3)(*map(_source, weights))
     return (
         Stored(sources, len(weights), columns, interleave),
-        Matrix(None, None, panels, pairs, rows, nbytes, scales, None),
+        Matrix(None, None, panels, pairs, rows, nbytes, scales, None, int8),
     )
 
 
