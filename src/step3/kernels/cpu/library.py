@@ -143,6 +143,11 @@ _FUNCTIONS = {
     "step3_free": (None, (c_void_p, c_int64)),
     "step3_pack": (None, (POINTER(Stored), POINTER(Matrix), c_int64, c_int64, c_int64)),
     "step3_linear": (None, (c_void_p, c_int64, POINTER(Matrix), c_void_p, c_int64, c_int64, c_void_p)),
+    "step3_dense": (
+        None,
+        (c_void_p, c_int64, POINTER(Matrix), c_void_p, c_int64, c_void_p, c_int64, c_int64, c_void_p),
+    ),
+    "step3_attend_picture": (None, (c_void_p, c_int64, c_void_p, *(c_int64,) * 4, c_void_p)),
     "step3_attend_layer": (
         None,
         (c_void_p, c_int64, POINTER(Shape), POINTER(Attention), POINTER(Batch), *(c_void_p,) * 7),

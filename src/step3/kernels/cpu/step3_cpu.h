@@ -82,6 +82,15 @@ void step3_pack(const step3_stored *from, const step3_matrix *to, int64_t expert
 void step3_linear(Workspace *, int64_t threads, const step3_matrix *, const uint16_t *x, int64_t rows,
                   int64_t columns, float *out);
 
+// out [rows, matrix rows] bf16 = the same plus bias (or null), through x * sigmoid(1.702 x) where `gelu` is set.
+void step3_dense(Workspace *, int64_t threads, const step3_matrix *, const float *bias, int64_t gelu,
+                 const uint16_t *x, int64_t rows, int64_t columns, uint16_t *out);
+
+// out [pictures, length, heads * size] bf16 = attention of every row to all rows of its picture;
+// qkv [pictures, length, 3, heads, size] bf16.
+void step3_attend_picture(Workspace *, int64_t threads, const uint16_t *qkv, int64_t pictures, int64_t length,
+                          int64_t heads, int64_t size, uint16_t *out);
+
 // hidden [tokens, hidden] float += answer (bf16, or null), then += attention. Writes normed x (bf16), and
 // ids [tokens, top_k] and weights where the layer has a router.
 void step3_attend_layer(Workspace *, int64_t threads, const step3_shape *, const step3_attention *,

@@ -182,5 +182,6 @@ class Workspace:
     """Memory that the kernels keep between the calls of one attention or FFN instance."""
 
     def __init__(self, library: Library) -> None:
+        self.library = library
         self.pointer = library.c.step3_workspace_new()
         weakref.finalize(self, library.c.step3_workspace_free, self.pointer)
