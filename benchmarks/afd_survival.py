@@ -103,11 +103,12 @@ def main(
     every: Annotated[float, typer.Option(help="Seconds between blows, if the deployment is whole.")] = 3.0,
     freeze: Annotated[float, typer.Option(help="Part of the blows that freeze instead of killing.")] = 0.1,
     lease: Annotated[float, typer.Option(help="Seconds of silence that count as death.")] = 1.5,
+    dtype: Annotated[str, typer.Option(help="Of activations and weights; also on the wire.")] = "bfloat16",
     out: Annotated[Path | None, typer.Option(help="Write JSON, too.")] = None,
 ) -> None:
     """Measure how a deployment survives."""
     draw = random.Random(0)
-    options: dict[str, Any] = {"dtype": "float32", "max_model_len": 1024, "threads": 1, "lease": lease}
+    options: dict[str, Any] = {"dtype": dtype, "max_model_len": 1024, "threads": 1, "lease": lease}
     llm = LLM(model, topology=topology, quiet=True, max_num_seqs=streams, **options)
     running = [begin(llm, number, tokens) for number in range(streams)]
     done: list[Stream] = []
@@ -133,7 +134,7 @@ def main(
     found = llm.cluster.describe()
     llm.shutdown()
 
-    alone = LLM(model, quiet=True, max_num_seqs=streams, dtype="float32", max_model_len=1024)
+    alone = LLM(model, quiet=True, max_num_seqs=streams, dtype=dtype, max_model_len=1024)
     ordered = sorted(done, key=lambda stream: stream.number)
     prompts = [
         {"prompt_token_ids": [20 + s.number % 400, *range(30, 60), 27 + s.number % 5]} for s in ordered

@@ -13,11 +13,16 @@ void KV::write(const float *key, const float *value, int64_t slot, char *keys, c
     const int64_t page = slot / PAGE, at = slot % PAGE;
     char *key_page = keys + page * page_bytes, *value_page = values + page * page_bytes;
     if (!fp8) {
-        uint32_t *pairs = (uint32_t *)key_page;
-        for (int64_t i = 0; i < head_dim / 2; i++) pairs[i * PAGE + at] = pair_of(key[2 * i], key[2 * i + 1]);
-        uint16_t *channels = (uint16_t *)value_page;
-        for (int64_t c = 0; c < head_dim; c++)
-            channels[c / STRIP * PAGE * STRIP + at / 2 * 32 + c % STRIP * 2 + at % 2] = (uint16_t)bf16_bits(number(value[c]));
+        // Strip by strip, so that rounding is a loop of vectors; then each value goes to a line of its own.
+        for (int64_t begin = 0; begin < head_dim; begin += STRIP) {
+            uint16_t rounded_key[STRIP], rounded_value[STRIP];
+            for (int i = 0; i < STRIP; i++) rounded_key[i] = (uint16_t)bf16_bits(key[begin + i]);
+            for (int i = 0; i < STRIP; i++) rounded_value[i] = (uint16_t)bf16_bits(number(value[begin + i]));
+            uint32_t *pairs = (uint32_t *)key_page + begin / 2 * PAGE + at;
+            for (int i = 0; i < STRIP / 2; i++) memcpy(pairs + i * PAGE, rounded_key + 2 * i, 4);
+            uint16_t *channels = (uint16_t *)value_page + begin * PAGE + at / 2 * 32 + at % 2;
+            for (int i = 0; i < STRIP; i++) channels[2 * i] = rounded_value[i];
+        }
         return;
     }
     for (int64_t i = 0; i < head_dim / 2; i++) {

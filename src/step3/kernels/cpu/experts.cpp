@@ -177,6 +177,7 @@ extern "C" void step3_ffn_forward(Workspace *workspace, int64_t threads, const s
     uint32_t *packed = workspace->buffers[2].get<uint32_t>(rows * pairs);
     uint32_t *inner = workspace->buffers[3].get<uint32_t>(rows * inner_pairs);
     float *outer = workspace->buffers[4].get<float>(rows * hidden);
+    const bool is_large = rows * hidden * 4 > BEYOND_CACHES;
 
     const Panels inner_product(jobs, always, &Job::gate_up, &Job::inner_panels);
     const Panels outer_product(jobs, always, &Job::down, &Job::outer_panels);
@@ -210,8 +211,9 @@ extern "C" void step3_ffn_forward(Workspace *workspace, int64_t threads, const s
             });
         outer_product.run(worker, inner, inner_pairs, [&](const Job &job, int64_t row, int count, int64_t panel, const float *sums) {
             const int64_t column = panel * PANEL;
-            const size_t size = (size_t)columns_left(hidden, column) * 4;
-            for (int r = 0; r < count; r++) memcpy(outer + (job.first + row + r) * hidden + column, sums + r * PANEL, size);
+            const int size = columns_left(hidden, column);
+            for (int r = 0; r < count; r++)
+                keep_columns(outer + (job.first + row + r) * hidden + column, sums + r * PANEL, size, is_large);
         });
         // Summed by token in the order of its choices: independent of the batch around it. A few tokens are
         // cut into columns, so that all threads have some.

@@ -131,18 +131,20 @@ extern "C" void step3_attend_layer(Workspace *workspace, int64_t threads, const 
     };
     // Rows of a panel's result to a float matrix.
     auto copy_to = [tokens](float *out, int64_t columns) {
-        return [out, columns](int64_t row, int count, int64_t panel, const float *sums) {
+        const bool is_large = tokens * columns * 4 > BEYOND_CACHES;
+        return [out, columns, is_large](int64_t row, int count, int64_t panel, const float *sums) {
             const int64_t column = panel * PANEL;
-            const size_t bytes = (size_t)columns_left(columns, column) * 4;
-            for (int r = 0; r < count; r++) memcpy(out + (row + r) * columns + column, sums + r * PANEL, bytes);
+            const int left = columns_left(columns, column);
+            for (int r = 0; r < count; r++)
+                keep_columns(out + (row + r) * columns + column, sums + r * PANEL, left, is_large);
         };
     };
     run(*workspace, threads, [&](Worker &worker) {
         expect(worker, weights->qkv);
-        worker.each(tokens, [&](int64_t token) { layer.begin(token, worker.own()); });
+        each_row(worker, layer.tiles, [&](int64_t token) { layer.begin(token, worker.own()); });
         multiply_all(worker, weights->qkv, layer.normed, tokens, copy_to(layer.qkv, weights->qkv.rows));
         expect(worker, weights->wq);
-        worker.each(tokens, [&](int64_t token) { layer.split(token, worker.own()); });
+        each_row(worker, layer.tiles, [&](int64_t token) { layer.split(token, worker.own()); });
         multiply_all(worker, weights->wq, layer.inter, tokens, copy_to(layer.query, heads * dim));
         expect(worker, weights->o_proj);
         worker.each((int64_t)plan.tasks.size(), [&](int64_t i) {

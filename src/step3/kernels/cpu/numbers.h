@@ -21,10 +21,6 @@ static inline uint32_t bf16_bits(float x) {
     return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded;
 }
 
-static inline uint32_t pair_of(float first, float second) {
-    return bf16_bits(first) | bf16_bits(second) << 16;
-}
-
 // To nearest float8_e4m3fn, ties to even; what is beyond 448 becomes 448.
 static inline uint8_t fp8_of_float(float x) {
     uint32_t bits;

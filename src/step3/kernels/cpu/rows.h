@@ -31,6 +31,16 @@ static inline void pack_floats(const float *x, int64_t size, int64_t pairs, cons
     for (int64_t i = (size + 1) / 2; i < pairs; i++, at += to.step) *at = 0;
 }
 
+// Runs task(row) for all rows, shared among the threads. Where there are tiles enough a thread takes a whole one:
+// rows of a tile lie in the same cache lines, which two threads would take from each other.
+template <class Task>
+static inline void each_row(Worker &worker, const Tiles &tiles, Task task) {
+    if (tiles.count < 4 * worker.size()) return worker.each(tiles.rows, task);
+    worker.each(tiles.count, [&](int64_t tile) {
+        for (int64_t row = tiles.start(tile); row < tiles.start(tile + 1); row++) task(row);
+    });
+}
+
 // Rows of bf16 that make a whole tile: written from front to back.
 static inline void pack_tile(const uint16_t *const *rows, int count, int64_t size, int64_t pairs, uint32_t *to) {
     for (int64_t i = 0; i < size / 2; i++, to += count)
@@ -43,6 +53,21 @@ static inline void pack_tile(const uint16_t *const *rows, int count, int64_t siz
 // A product's columns that begin at `column`, without the padding of the last panel.
 static inline int columns_left(int64_t columns, int64_t column) {
     return (int)(columns - column < PANEL ? columns - column : PANEL);
+}
+
+// Copies what a panel gives of a row. A matrix that is larger than the caches is written past them, as nobody
+// reads it before it is whole; the barrier behind the product, a locked instruction, makes all wait for it.
+constexpr int64_t BEYOND_CACHES = 16 << 20;  // bytes
+static inline void keep_columns(float *to, const float *sums, int size, bool is_large) {
+    if (!is_large || size < PANEL || (uintptr_t)to % 64) {
+        memcpy(to, sums, (size_t)size * 4);
+        return;
+    }
+    for (size_t at = 0; at < PANEL * 4; at += sizeof(Lanes)) {
+        Lanes part;
+        memcpy(&part, (const char *)sums + at, sizeof part);
+        stream_lanes((char *)to + at, part);
+    }
 }
 
 // Rows ranges of a product with many rows: `chunk` goes over them panel by panel, so that the panel stays in
