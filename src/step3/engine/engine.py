@@ -82,13 +82,15 @@ class Engine:
         shape = attention_shape(network, kv_dtype, config.block_size)
         obstacle = _obstacle_to_kernels(shape, dtype, device)
         library = open_library() if obstacle is None else None
-        # Where another device holds the attention side, "mmap" is meant for the FFN instances.
-        in_place = config.load == "mmap" and (holds_ffn or device.type == "cpu")
+        # Where another device holds the attention side, "mmap" and 8-bit activations are meant for the FFN
+        # instances.
+        is_for_this = holds_ffn or device.type == "cpu"
+        in_place, int8 = config.load == "mmap" and is_for_this, config.int8_activations and is_for_this
         if in_place and library is None:
             raise EngineError(
                 f"load = 'mmap' is for the CPU kernels, which cannot be used: {obstacle or why_not()}"
             )
-        if config.int8_activations and (reason := _obstacle_to_int8(checkpoint, library, obstacle)):
+        if int8 and (reason := _obstacle_to_int8(checkpoint, library, obstacle)):
             raise EngineError(f"int8_activations cannot be had: {reason}")
         self.kernels = (
             f"the CPU kernels for {library.level}" if library else f"torch: {obstacle or why_not()}"
@@ -97,11 +99,10 @@ class Engine:
         if library is None:
             weights: DecoderWeights | PackedDecoderWeights = DecoderWeights.load(checkpoint, dtype, device)
         else:
-            placement = (InPlace if in_place else Packing)(library, int8=config.int8_activations)
+            placement = (InPlace if in_place else Packing)(library, int8=int8)
             weights = PackedDecoderWeights.load(checkpoint, placement)
         self.ffn = None
         if holds_ffn:
-            int8 = config.int8_activations
             self.ffn = FFNShard.load(checkpoint, dtype, device, in_place=in_place, int8=int8)
         held = weights.nbytes + (self.ffn.nbytes if self.ffn else 0)
         pictures = None
