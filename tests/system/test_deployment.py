@@ -1,10 +1,13 @@
 """Deployments in processes of their own answer as one process does."""
 
+import json
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from deployments import PATIENCE, Stream, is_whole, kill, pid_of, start, until
-from engine_requests import golden_cases, golden_prompt, make_llm, shared_llm
+from engine_requests import GOLDEN, golden_cases, golden_prompt, make_llm, shared_llm
 
 from step3 import LLM, SamplingParams, StructuredOutputsParams
 from step3.cluster.config import ClusterError
@@ -64,6 +67,33 @@ def test_an_answer_has_the_form_that_was_asked_for(llm: LLM) -> None:
     params = SamplingParams(temperature=0, max_tokens=9, structured_outputs=form)
     [output] = llm.generate("Is it?", params, use_tqdm=False)
     assert output.outputs[0].text in ("yes", "no")
+
+
+def test_instances_write_text_with_the_tokenizer_that_was_given(tmp_path: Path) -> None:
+    # The same tokens stand for other words: every lower case letter is an upper case one.
+    for file in (GOLDEN / "text").glob("*token*"):
+        shutil.copy(file, tmp_path)
+    table = json.loads((tmp_path / "tokenizer.json").read_text())
+    own = table["model"]["vocab"]
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    for letter in letters:
+        own[letter], own[letter.upper()] = own[letter.upper()], own[letter]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(table))
+    prompts = [{"prompt_token_ids": case["prompt_token_ids"]} for case in golden_cases("text")[:2]]
+    params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, stop=["q"])
+
+    def answers(llm: LLM) -> list[tuple[str, list[int]]]:
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+        return [(one.outputs[0].text, one.outputs[0].token_ids) for one in outputs]
+
+    usual = answers(shared_llm("text"))
+    expected = answers(make_llm("text", tokenizer=str(tmp_path)))
+    assert [text for text, _ in expected] != [text for text, _ in usual]
+    llm = start("1A1F", "text", tokenizer=str(tmp_path))
+    try:
+        assert answers(llm) == expected
+    finally:
+        llm.shutdown()
 
 
 def test_what_cannot_be_answered_is_refused_before_anything_is_computed(llm: LLM) -> None:

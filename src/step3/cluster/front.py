@@ -291,7 +291,7 @@ def _without_places(request: Request, image_token: int) -> list[int]:
 
 def _shared_options(given: Mapping[str, Any], config: EngineConfig, cluster: ClusterConfig) -> dict[str, Any]:
     """The engine options that instances get: all that were given, in a form that msgpack can carry."""
-    left_out = {"model", "tokenizer", "chat_template", "device"}
+    left_out = {"model", "chat_template", "device"}
     options = {name: getattr(config, name) for name in given if hasattr(config, name)}
     options = {name: value for name, value in options.items() if name not in left_out}
     if config.kv_cache_memory_bytes is None and config.device == "cpu":
