@@ -120,6 +120,20 @@ def test_a_frame_that_takes_another_ones_place_is_noticed(near: World) -> None:
     assert "not the one that was due" in near.told(ffn, Gone)[0].reason
 
 
+@pytest.mark.parametrize("byte", [8, 16, 50, 103])
+def test_a_header_that_was_damaged_in_memory_is_noticed(near: World, byte: int) -> None:
+    """A bit of an entry (its checksum, or anywhere in its header) has changed before it is read."""
+    attention, ffn = near.pair()
+    ring = rings(attention)
+    fields = frames.pack_fields(Header(Kind.HEARTBEAT))
+    entry = ring._writer.ring + 64 + 128 * (ring._writer.sent % num_entries(SHAPES.slots))
+    ring.send(fields)
+    at = ctypes.c_uint8.from_address(entry + byte)
+    at.value ^= 1
+    near.until(lambda: near.told(ffn, Gone))
+    assert "damaged" in near.told(ffn, Gone)[0].reason
+
+
 def test_an_expert_that_is_not_there_is_noticed(near: World) -> None:
     attention, ffn = near.pair()
     ids, weights = routing(2)

@@ -152,7 +152,7 @@ class Connection:
         if self.closed:
             return
         if is_torn:
-            raise FrameError("a frame of a ring is not the one that was due")
+            raise FrameError("a frame of a ring is damaged, or not the one that was due")
         header = frames.unpack_fields(fields)
         if header.kind not in _IN_RINGS:
             raise FrameError(f"a {header.kind.name.lower()} frame came in a ring")

@@ -1,8 +1,8 @@
 """Two rings of headers in a shared segment, one each way, in place of frames on a socket.
 
 Only the two processes of a connection have the segment, and both have proved themselves before it is made. So
-a header in a ring has no MAC; its numbers are held against the connection's limits all the same, after it was
-copied to where the peer cannot change it.
+a header in a ring has a checksum but no MAC; its numbers are held against the connection's limits all the
+same, after it was copied to where the peer cannot change it.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ typedef struct {
 // What a wait has found.
 typedef struct {
     int32_t reader;     // whose frame is in `header`, or -1
-    int32_t torn;       // 1 if the frame is not the one that was due
+    int32_t torn;       // 1 if the frame is damaged, or not the one that was due
     int32_t next;       // the reader to look at first, so that all have their turn
     int32_t num_ready;  // descriptors that can be read or written
     int32_t has_more;   // 1 if another frame is in a ring
