@@ -13,7 +13,7 @@ def train_nano(
     out: Path = typer.Argument(..., help="Folder for states, logs and, at the end, the checkpoint."),
     seed: int = typer.Option(0, help="The same seed gives the same samples in the same order."),
     begin: Path | None = typer.Option(
-        None, "--from", help="Go on from this checkpoint: only train together."
+        None, "--from", help="Begin with this checkpoint's weights instead of from nothing."
     ),
     share: float = typer.Option(
         1.0, min=0.0001, max=10.0, help="Share of the default steps: 0.01 for a try."
@@ -21,7 +21,8 @@ def train_nano(
 ) -> None:
     """Train the bundled model from nothing, on two cores.
 
-    The tower learns to see and the decoder to read, side by side; then both train together. The command
+    The tower learns to see and the decoder to read, side by side; then both train together, and at last
+    the decoder while the tower stays as it is. The command
     goes on where it was cut off. OUT/*.jsonl are the logs, OUT/model the checkpoint, which `step3
     evaluate-nano OUT/model` examines.
     """
@@ -29,7 +30,7 @@ def train_nano(
     from step3.nano.training import DEFAULT_STAGES, begin_from, scaled, start_stage
 
     console = Console()
-    if begin is not None and not (out / "read.pt").exists():
+    if begin is not None and not (out / "begin.pt").exists():
         begin_from(begin, out)
     with Progress(
         TextColumn("{task.description}"),
@@ -40,7 +41,7 @@ def train_nano(
         TextColumn("{task.fields[last]}"),
         console=console,
     ) as progress:
-        for together in (("see", "read"), ("join",)):
+        for together in (("see", "read"), ("join",), ("settle",)):
             running = {}
             for name in together:
                 stage = scaled(DEFAULT_STAGES[name], share)
@@ -54,7 +55,7 @@ def train_nano(
                     if processes is None or processes.join(timeout=0.01):
                         progress.update(bar, completed=stage.steps)
                         del running[name]
-    folder = export(out / "join.pt", out / "model")
+    folder = export(out / "settle.pt", out / "model")
     console.print(f"Checkpoint: {folder}. Examine it with [bold]step3 evaluate-nano {folder}[/]")
 
 

@@ -1,8 +1,9 @@
 """Trains the bundled model from nothing: the tower learns to see, the decoder to read, then both together.
 
 `see` (tower alone, dense labels) and `read` (decoder alone, text) run side by side, a process each; `join`
-runs two processes that average their gradients. Every stage writes a state now and then and goes on from it,
-and samples are a function of (seed, index), so that a run that was cut off ends as if it had not been.
+(both) and `settle` (the decoder, while the tower stays as it is) run two processes that average their
+gradients. Every stage writes a state now and then and goes on from it, and samples are a function of
+(seed, index), so that a run that was cut off ends as if it had not been.
 """
 
 import json
@@ -23,11 +24,11 @@ from step3.model.modeling_step3 import load_balancing_loss
 from step3.model.modeling_step3_vl import Step3VLForConditionalGeneration
 from step3.model.processing_step3 import Step3Processor
 from step3.nano.architecture import FEATURES, GRID_OF_PATCHES, configuration, load_processor
-from step3.nano.batches import IGNORED, Batch, batches, pixels
+from step3.nano.batches import IGNORED, Batch, batches, encode, encode_lesson, pixels
 from step3.nano.muon import Muon
 from step3.nano.perception import PerceptionHead, picture_labels
 from step3.nano.scenes.draw import STAGES, Difficulty, Scene
-from step3.nano.scenes.stream import MIXES, TEXT_CATEGORIES, crowd, number_scene, sample
+from step3.nano.scenes.stream import MIXES, TEXT_CATEGORIES, crowd, lesson, number_scene, sample
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,14 @@ class Stage:
     """One part of the training.
 
     Attributes:
-        name: "see", "read" or "join".
+        name: "see", "read", "join" or "settle".
         steps: optimiser steps.
         samples: samples a step, over all processes.
         matrix_rate, other_rate: peak learning rates of Muon and of AdamW.
         processes: how many average their gradients.
         perception_weight: share of the dense picture loss in `join`.
         pictures: further pictures a step, in `join`, that only the tower learns from.
+        lessons: texts a step in which the decoder looks things up and copies.
         settled: the last share of the steps, in which the rates fall to nought.
     """
 
@@ -53,13 +55,14 @@ class Stage:
     processes: int = 1
     perception_weight: float = 0.0
     pictures: int = 0
+    lessons: int = 0
     warm_up: int = 50
     settled: float = 0.4
 
 
 DEFAULT_STAGES = {
     "see": Stage("see", steps=1000, samples=32, matrix_rate=5e-3, other_rate=2e-3),
-    "read": Stage("read", steps=800, samples=32, matrix_rate=5e-3, other_rate=2e-3),
+    "read": Stage("read", steps=800, samples=12, matrix_rate=5e-3, other_rate=2e-3, lessons=20),
     "join": Stage(
         "join",
         steps=1900,
@@ -69,24 +72,33 @@ DEFAULT_STAGES = {
         processes=2,
         perception_weight=0.1,
         pictures=32,
+        lessons=16,
+    ),
+    "settle": Stage(
+        "settle",
+        steps=330,
+        samples=32,
+        matrix_rate=3e-3,
+        other_rate=1.2e-3,
+        processes=2,
+        lessons=16,
+        warm_up=8,
+        settled=0.9,
     ),
 }
-_READ_MIX = {category: MIXES[-1][category] for category in TEXT_CATEGORIES}
+_READ_MIX = {category: MIXES[-1][category] for category in TEXT_CATEGORIES} | {"tool": 4.0}
 # What takes longest to learn: to read numbers, to copy arguments, and to look things up in the own list.
-_JOIN_MIX = {
-    **MIXES[-1],
-    "number": 2.0,
-    "tool": 3.0,
-    "colour": 1.5,
-    "count": 1.5,
-    "exists": 2.0,
-    "position": 2.0,
-}
+_MIX = {
+    "colour": 1.2, "shape": 1.0, "size": 0.3, "count": 1.5, "exists": 2.0, "number": 2.5, "position": 1.2,
+    "describe": 0.4, "sum": 0.6, "greeting": 0.1, "identity": 0.15, "unknown": 0.2, "tool": 4.0,
+    "tool_result": 0.15,
+}  # fmt: skip
 # Longest padded batch of the decoder, in tokens: larger ones leave the caches.
 _TOKENS_PER_BATCH = 2048
 _SAVE_EVERY_SECONDS = 120.0
-# `see` uses the pictures before this index.
-_JOIN_PICTURES_FROM = 10_000_000
+_BEGIN = "begin.pt"
+# `see` uses the pictures before this index, `join` the samples and lessons.
+_JOIN_PICTURES_FROM = _SETTLE_FROM = 10_000_000
 
 
 @dataclass
@@ -114,7 +126,7 @@ class Trainee:
         self.adamw = torch.optim.AdamW(others, lr=stage.other_rate, betas=(0.9, 0.98), weight_decay=0.0)
 
     def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
-        is_vision = {"see": (True,), "read": (False,), "join": (True, False)}[self.stage.name]
+        is_vision = {"see": (True,), "join": (True, False)}.get(self.stage.name, (False,))
         for name, parameter in self.model.named_parameters():
             if ("vision_model" in name or "vit_" in name) in is_vision:
                 yield name, parameter
@@ -222,14 +234,20 @@ def language_step(
     """One step of the decoder, with the tower where the samples have pictures."""
     stage = trainee.stage
     per_process = stage.samples // stage.processes
-    first = step * stage.samples + rank * per_process
-    mix = _READ_MIX if stage.name == "read" else _JOIN_MIX
-    drawn = [sample(seed, first + i, "train", mix, STAGES[-1]) for i in range(per_process)]
+    begin = _SETTLE_FROM if stage.name == "settle" else 0
+    first = begin + step * stage.samples + rank * per_process
+    mix = _READ_MIX if stage.name == "read" else _MIX
+    drawn = [encode(processor, sample(seed, first + i, "train", mix, STAGES[-1])) for i in range(per_process)]
+    lessons = stage.lessons // stage.processes
+    first = begin + step * stage.lessons + rank * lessons
+    with_pictures = stage.name != "read"
+    for i in range(lessons):
+        drawn.append(encode_lesson(processor, lesson(seed, first + i, STAGES[-1], with_pictures)))
     parts = batches(processor, drawn, _TOKENS_PER_BATCH)
     learned = sum(float(part.weights.sum()) for part in parts)
     totals: dict[str, list[float]] = {"loss": [0.0], "balance": []}
     for part in parts:
-        loss, measured = language_loss(trainee, part, learned, len(part.input_ids) / per_process)
+        loss, measured = language_loss(trainee, part, learned, len(part.input_ids) / len(drawn))
         loss.backward()
         totals["loss"][0] += measured.pop("loss")
         for name, value in measured.items():
@@ -257,15 +275,18 @@ def language_loss(
     measured: dict[str, float] = {}
     perception = torch.zeros(())
     if batch.pixel_values is not None:
-        rows = model.model.vision_model(batch.pixel_values)
-        whole = model.model.project(rows)
-        features = whole
-        if batch.crops is not None:
-            features = model.model.arrange(whole, model.model.encode_pictures(batch.crops), batch.num_patches)
+        with torch.set_grad_enabled(trainee.stage.name == "join"):
+            rows = model.model.vision_model(batch.pixel_values)
+            whole = model.model.project(rows)
+            features = whole
+            if batch.crops is not None:
+                crops = model.model.encode_pictures(batch.crops)
+                features = model.model.arrange(whole, crops, batch.num_patches)
         places = (batch.input_ids == config.image_token_id)[..., None]
         embeds = embeds.masked_scatter(places, torch.cat([f.flatten(0, -2) for f in features]))
-        labels = picture_labels(batch.scenes, GRID_OF_PATCHES)
-        perception, _ = trainee.head.loss(rows, whole, labels)
+        if trainee.stage.perception_weight:
+            labels = picture_labels(batch.scenes, GRID_OF_PATCHES)
+            perception, _ = trainee.head.loss(rows, whole, labels)
     outputs = model.model.language_model(
         inputs_embeds=embeds, attention_mask=batch.attention_mask, output_router_logits=True, use_cache=False
     )
@@ -300,6 +321,10 @@ def run_stage(stage: Stage, out: Path, processor: Step3Processor, seed: int = 0,
         progress = Progress(**saved["progress"])
     elif stage.name == "join":
         trainee.load(_joined(out), with_optimisers=False)
+    elif stage.name == "settle":
+        trainee.load(_finished(out, "join", "settle"), with_optimisers=False)
+    elif (out / _BEGIN).exists():
+        trainee.load(torch.load(out / _BEGIN, weights_only=True), with_optimisers=False)
     started = saved_at = time.monotonic()
     before = progress.seconds
     recent: dict[str, list[float]] = {}
@@ -327,19 +352,22 @@ def run_stage(stage: Stage, out: Path, processor: Step3Processor, seed: int = 0,
 
 def _joined(out: Path) -> dict:
     """The tower that learned to see and the decoder that learned to read, in one model."""
-    for name in ("see", "read"):
-        if not (out / f"{name}.pt").exists():
-            raise Step3Error(f"{out / f'{name}.pt'} is missing: run the stage {name!r} before 'join'")
-    seen = torch.load(out / "see.pt", weights_only=True)
-    read = torch.load(out / "read.pt", weights_only=True)
+    seen, read = _finished(out, "see", "join"), _finished(out, "read", "join")
     tower = {
         name: tensor for name, tensor in seen["model"].items() if "vision_model" in name or "vit_" in name
     }
     return {"model": {**read["model"], **tower}, "head": seen["head"]}
 
 
+def _finished(out: Path, name: str, needed_by: str) -> dict:
+    file = out / f"{name}.pt"
+    if not file.exists():
+        raise Step3Error(f"{file} is missing: run the stage {name!r} before {needed_by!r}")
+    return torch.load(file, weights_only=True)
+
+
 def begin_from(checkpoint: Path, out: Path) -> None:
-    """Lets `join` go on from a checkpoint's weights, as if they came from `see` and `read`.
+    """Lets `see` and `read` go on from a checkpoint's weights instead of from nothing.
 
     The perception head is not in a checkpoint; it starts anew.
     """
@@ -347,8 +375,7 @@ def begin_from(checkpoint: Path, out: Path) -> None:
     model = Step3VLForConditionalGeneration.from_pretrained(checkpoint, torch_dtype=torch.float32)
     fresh = Trainee(DEFAULT_STAGES["join"], load_processor(), seed=0)
     state = {"model": model.state_dict(), "head": fresh.head.state_dict()}
-    for name in ("see", "read"):
-        _save(state, out / f"{name}.pt")
+    _save(state, out / _BEGIN)
 
 
 def _save(state: dict, file: Path) -> None:
