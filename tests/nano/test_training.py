@@ -94,17 +94,12 @@ def test_joining_needs_both_stages(tmp_path, processor):
 def test_the_stages_follow_each_other_to_a_checkpoint(tmp_path, processor):
     from transformers import AutoModelForCausalLM, AutoProcessor
 
-    for name in ("see", "read", "join", "settle"):
+    for name in ("see", "read", "join"):
         run_stage(replace(tiny(name, steps=1), lessons=4), tmp_path, processor)
         assert json.loads((tmp_path / f"{name}.jsonl").read_text())["step"] == 1
-    folder = export(tmp_path / "settle.pt", tmp_path / "model")
+    folder = export(tmp_path / "join.pt", tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(folder)
-    trained = torch.load(tmp_path / "settle.pt", weights_only=True)["model"]
-    joined = torch.load(tmp_path / "join.pt", weights_only=True)["model"]
-    for name, tensor in joined.items():
-        is_tower = "vision_model" in name or "vit_" in name
-        assert torch.equal(tensor, trained[name]) or not is_tower, name
-    assert not torch.equal(joined["lm_head.weight"], trained["lm_head.weight"])
+    trained = torch.load(tmp_path / "join.pt", weights_only=True)["model"]
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor.bfloat16(), trained[name].bfloat16()), name
     assert AutoProcessor.from_pretrained(folder).image_processor.picture_side == 96

@@ -21,8 +21,7 @@ def train_nano(
 ) -> None:
     """Train the bundled model from nothing, on two cores.
 
-    The tower learns to see and the decoder to read, side by side; then both train together, and at last
-    the decoder while the tower stays as it is. The command
+    The tower learns to see and the decoder to read, side by side; then both train together. The command
     goes on where it was cut off. OUT/*.jsonl are the logs, OUT/model the checkpoint, which `step3
     evaluate-nano OUT/model` examines.
     """
@@ -41,7 +40,7 @@ def train_nano(
         TextColumn("{task.fields[last]}"),
         console=console,
     ) as progress:
-        for together in (("see", "read"), ("join",), ("settle",)):
+        for together in (("see", "read"), ("join",)):
             running = {}
             for name in together:
                 stage = scaled(DEFAULT_STAGES[name], share)
@@ -55,7 +54,7 @@ def train_nano(
                     if processes is None or processes.join(timeout=0.01):
                         progress.update(bar, completed=stage.steps)
                         del running[name]
-    folder = export(out / "settle.pt", out / "model")
+    folder = export(out / "join.pt", out / "model")
     console.print(f"Checkpoint: {folder}. Examine it with [bold]step3 evaluate-nano {folder}[/]")
 
 

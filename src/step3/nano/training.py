@@ -1,9 +1,8 @@
 """Trains the bundled model from nothing: the tower learns to see, the decoder to read, then both together.
 
 `see` (tower alone, dense labels) and `read` (decoder alone, text) run side by side, a process each; `join`
-(both) and `settle` (the decoder, while the tower stays as it is) run two processes that average their
-gradients. Every stage writes a state now and then and goes on from it, and samples are a function of
-(seed, index), so that a run that was cut off ends as if it had not been.
+runs two processes that average their gradients. Every stage writes a state now and then and goes on from it,
+and samples are a function of (seed, index), so that a run that was cut off ends as if it had not been.
 """
 
 import json
@@ -36,7 +35,7 @@ class Stage:
     """One part of the training.
 
     Attributes:
-        name: "see", "read", "join" or "settle".
+        name: "see", "read" or "join".
         steps: optimiser steps.
         samples: samples a step, over all processes.
         matrix_rate, other_rate: peak learning rates of Muon and of AdamW.
@@ -65,40 +64,30 @@ DEFAULT_STAGES = {
     "read": Stage("read", steps=800, samples=12, matrix_rate=5e-3, other_rate=2e-3, lessons=20),
     "join": Stage(
         "join",
-        steps=1900,
-        samples=64,
-        matrix_rate=3e-3,
-        other_rate=1.2e-3,
-        processes=2,
-        perception_weight=0.1,
-        pictures=32,
-        lessons=16,
-    ),
-    "settle": Stage(
-        "settle",
-        steps=330,
+        steps=4000,
         samples=32,
         matrix_rate=3e-3,
         other_rate=1.2e-3,
         processes=2,
+        perception_weight=0.1,
+        pictures=16,
         lessons=16,
-        warm_up=8,
-        settled=0.9,
+        settled=0.5,
     ),
 }
 _READ_MIX = {category: MIXES[-1][category] for category in TEXT_CATEGORIES} | {"tool": 4.0}
 # What takes longest to learn: to read numbers, to copy arguments, and to look things up in the own list.
-_MIX = {
-    "colour": 1.2, "shape": 1.0, "size": 0.3, "count": 1.5, "exists": 2.0, "number": 2.5, "position": 1.2,
-    "describe": 0.4, "sum": 0.6, "greeting": 0.1, "identity": 0.15, "unknown": 0.2, "tool": 4.0,
-    "tool_result": 0.15,
+_JOIN_MIX = {
+    "colour": 1.2, "shape": 1.0, "size": 0.3, "count": 1.5, "exists": 2.0, "number": 3.0, "position": 1.2,
+    "describe": 0.5, "sum": 1.5, "greeting": 0.2, "identity": 0.25, "unknown": 0.3, "tool": 4.0,
+    "tool_result": 0.2,
 }  # fmt: skip
 # Longest padded batch of the decoder, in tokens: larger ones leave the caches.
 _TOKENS_PER_BATCH = 2048
 _SAVE_EVERY_SECONDS = 120.0
 _BEGIN = "begin.pt"
-# `see` uses the pictures before this index, `join` the samples and lessons.
-_JOIN_PICTURES_FROM = _SETTLE_FROM = 10_000_000
+# `see` uses the pictures before this index.
+_JOIN_PICTURES_FROM = 10_000_000
 
 
 @dataclass
@@ -126,7 +115,7 @@ class Trainee:
         self.adamw = torch.optim.AdamW(others, lr=stage.other_rate, betas=(0.9, 0.98), weight_decay=0.0)
 
     def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
-        is_vision = {"see": (True,), "join": (True, False)}.get(self.stage.name, (False,))
+        is_vision = {"see": (True,), "read": (False,), "join": (True, False)}[self.stage.name]
         for name, parameter in self.model.named_parameters():
             if ("vision_model" in name or "vit_" in name) in is_vision:
                 yield name, parameter
@@ -234,13 +223,12 @@ def language_step(
     """One step of the decoder, with the tower where the samples have pictures."""
     stage = trainee.stage
     per_process = stage.samples // stage.processes
-    begin = _SETTLE_FROM if stage.name == "settle" else 0
-    first = begin + step * stage.samples + rank * per_process
-    mix = _READ_MIX if stage.name == "read" else _MIX
+    first = step * stage.samples + rank * per_process
+    mix = _READ_MIX if stage.name == "read" else _JOIN_MIX
     drawn = [encode(processor, sample(seed, first + i, "train", mix, STAGES[-1])) for i in range(per_process)]
     lessons = stage.lessons // stage.processes
-    first = begin + step * stage.lessons + rank * lessons
-    with_pictures = stage.name != "read"
+    first = step * stage.lessons + rank * lessons
+    with_pictures = stage.name == "join"
     for i in range(lessons):
         drawn.append(encode_lesson(processor, lesson(seed, first + i, STAGES[-1], with_pictures)))
     parts = batches(processor, drawn, _TOKENS_PER_BATCH)
@@ -275,18 +263,15 @@ def language_loss(
     measured: dict[str, float] = {}
     perception = torch.zeros(())
     if batch.pixel_values is not None:
-        with torch.set_grad_enabled(trainee.stage.name == "join"):
-            rows = model.model.vision_model(batch.pixel_values)
-            whole = model.model.project(rows)
-            features = whole
-            if batch.crops is not None:
-                crops = model.model.encode_pictures(batch.crops)
-                features = model.model.arrange(whole, crops, batch.num_patches)
+        rows = model.model.vision_model(batch.pixel_values)
+        whole = model.model.project(rows)
+        features = whole
+        if batch.crops is not None:
+            features = model.model.arrange(whole, model.model.encode_pictures(batch.crops), batch.num_patches)
         places = (batch.input_ids == config.image_token_id)[..., None]
         embeds = embeds.masked_scatter(places, torch.cat([f.flatten(0, -2) for f in features]))
-        if trainee.stage.perception_weight:
-            labels = picture_labels(batch.scenes, GRID_OF_PATCHES)
-            perception, _ = trainee.head.loss(rows, whole, labels)
+        labels = picture_labels(batch.scenes, GRID_OF_PATCHES)
+        perception, _ = trainee.head.loss(rows, whole, labels)
     outputs = model.model.language_model(
         inputs_embeds=embeds, attention_mask=batch.attention_mask, output_router_logits=True, use_cache=False
     )
@@ -321,8 +306,6 @@ def run_stage(stage: Stage, out: Path, processor: Step3Processor, seed: int = 0,
         progress = Progress(**saved["progress"])
     elif stage.name == "join":
         trainee.load(_joined(out), with_optimisers=False)
-    elif stage.name == "settle":
-        trainee.load(_finished(out, "join", "settle"), with_optimisers=False)
     elif (out / _BEGIN).exists():
         trainee.load(torch.load(out / _BEGIN, weights_only=True), with_optimisers=False)
     started = saved_at = time.monotonic()
@@ -352,18 +335,15 @@ def run_stage(stage: Stage, out: Path, processor: Step3Processor, seed: int = 0,
 
 def _joined(out: Path) -> dict:
     """The tower that learned to see and the decoder that learned to read, in one model."""
-    seen, read = _finished(out, "see", "join"), _finished(out, "read", "join")
+    for name in ("see", "read"):
+        if not (out / f"{name}.pt").exists():
+            raise Step3Error(f"{out / f'{name}.pt'} is missing: run the stage {name!r} before 'join'")
+    seen = torch.load(out / "see.pt", weights_only=True)
+    read = torch.load(out / "read.pt", weights_only=True)
     tower = {
         name: tensor for name, tensor in seen["model"].items() if "vision_model" in name or "vit_" in name
     }
     return {"model": {**read["model"], **tower}, "head": seen["head"]}
-
-
-def _finished(out: Path, name: str, needed_by: str) -> dict:
-    file = out / f"{name}.pt"
-    if not file.exists():
-        raise Step3Error(f"{file} is missing: run the stage {name!r} before {needed_by!r}")
-    return torch.load(file, weights_only=True)
 
 
 def begin_from(checkpoint: Path, out: Path) -> None:

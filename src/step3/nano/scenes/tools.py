@@ -38,7 +38,8 @@ def _strange(rng: Random, tool: Tool) -> Tool:
     """`tool` under names and with values that only copying can get right."""
     parameters = []
     for i, parameter in enumerate(tool.parameters):
-        name = f"{_strange_name(rng)}{i or ''}"
+        # No made-up name ends so: no two are the same.
+        name = _strange_name(rng) + "_" * i
         if parameter.options:
             options = tuple({draw_strange(rng): None for _ in parameter.options})
             parameters.append(replace(parameter, names=(name,), options=options))
@@ -58,6 +59,8 @@ def ask_tool(rng: Random, split: Split) -> Sample:
         chosen = rng.sample(TOOLS, rng.randint(1, MOST_TOOLS))
         if split == "train" and rng.random() < _STRANGE:
             chosen = [_strange(rng, one) for one in chosen]
+            if len({one.names for one in chosen}) < len(chosen):
+                continue
         tool = rng.choice(chosen)
         values = [parameter.draw(rng) for parameter in tool.parameters]
         if len(set(values)) < len(values):
