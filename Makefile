@@ -1,4 +1,4 @@
-# Two commands do everything: `make demo` and `make test`. Each sets up what it needs.
+# Two commands do everything: `make serve` and `make test`. Each sets up what it needs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -9,8 +9,12 @@ INSTALL = $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 help:  ## What each target does
 	@grep -E '^[a-zA-Z0-9._-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 28
 
+# Compiled with the package, where there is a compiler.
+LIBRARIES = setup.py $(wildcard src/step3/kernels/cpu/*.cpp src/step3/kernels/cpu/*.h \
+	src/step3/wire/native/*.cpp src/step3/wire/native/*.h)
+
 # torch first and alone: nothing else may choose its build.
-$(VENV)/.run: pyproject.toml constraints.txt
+$(VENV)/.run: pyproject.toml constraints.txt $(LIBRARIES)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing step3 into $(VENV) (a few minutes the first time) ..."
 	@$(INSTALL) torch
@@ -24,7 +28,7 @@ $(VENV)/.dev: $(VENV)/.run
 demo: $(VENV)/.run  ## Set up, draw a picture and let the bundled Step3 answer a question about it
 	@$(BIN)/step3 demo
 
-serve: $(VENV)/.run  ## Set up and serve the bundled model to OpenAI clients at http://127.0.0.1:8000/v1
+serve: $(VENV)/.run  ## Set up and serve the bundled model: a page at http://127.0.0.1:8000 and OpenAI's API
 	@$(INSTALL) -e '.[server,structured]'
 	@$(BIN)/step3 serve
 
@@ -52,4 +56,4 @@ network-tests:
 	@$(BIN)/python -m pytest tests/test_auto_classes.py tests/kernels tests/model tests/checkpoint tests/nano
 
 clean:  ## Remove the environments and caches
-	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache build src/*.egg-info
+	rm -rf src/step3/kernels/cpu/*.so .venv .venv-* .pytest_cache .mypy_cache .ruff_cache build src/*.egg-info

@@ -385,6 +385,20 @@ def test_unaligned_scales_of_a_foreign_writer_are_read(copy_golden):
     checkpoint = Checkpoint.open(folder)
     assert any(info.offset % 4 for info in checkpoint.tensors.values() if info.dtype == "F32")
     assert all(same_bits(tensor, stored[name]) for name, tensor in checkpoint.load().items())
+    with pytest.raises(CheckpointError, match="can be loaded but not mapped"):
+        checkpoint.matrices(Part(frozenset({Kind.LM_HEAD})), in_place=True)
+    read, is_mapped = checkpoint.matrices(Part())
+    assert not is_mapped
+    assert all(same_bits(tensor, stored[name]) for name, tensor in read.items())
+
+
+def test_what_is_aligned_is_mapped(copy_golden):
+    folder = copy_golden("text-fp8")
+    views, is_mapped = Checkpoint.open(folder).matrices(Part())
+    assert is_mapped
+    assert all(
+        same_bits(view, read_tensors(folder / "model.safetensors")[name]) for name, view in views.items()
+    )
 
 
 def test_tensors_come_in_the_order_of_the_disk(copy_golden):

@@ -69,13 +69,26 @@ def test_trace_and_plots_are_written(tmp_path: Path) -> None:
     assert report.count("wrote") == 5
 
 
-def test_measured_times_take_the_place_of_rooflines(tmp_path: Path) -> None:
-    times = tmp_path / "times.yaml"
+def write_times(path: Path, host: str = "") -> Path:
+    """Four layers, every stage of which takes a millisecond."""
     line = "{sequences: [1], us: [1000]}"
-    times.write_text(
+    path.write_text(
         f"kinds:\n  - layers: 4\n    attention: {{sequences: [1], contexts: [1], us: [[1000]]}}\n"
-        f"    out: {line}\n    ffn: {line}\n    back: {line}\nhead: {line}\n"
+        f"    out: {line}\n    ffn: {line}\n    back: {line}\nhead: {line}\n{host}"
     )
+    return path
+
+
+def test_instances_share_the_cores_of_the_host_that_a_file_names(tmp_path: Path) -> None:
+    times = write_times(tmp_path / "times.yaml", "host: {cores: 1, wake_us: 100}\n")
+    options = ["--times", str(times), "--topology", "1A1F", "--lanes", "1", *QUICK, "--output", "50"]
+    assert simulate_json(*options)["token"]["mean"] == pytest.approx(17e-3 + 8 * 100e-6)
+    with pytest.raises(Step3Error, match="cannot --fail"):
+        simulate(*options, "--fail", "ffn@1")
+
+
+def test_measured_times_take_the_place_of_rooflines(tmp_path: Path) -> None:
+    times = write_times(tmp_path / "times.yaml")
     values = simulate_json(
         "--times",
         str(times),

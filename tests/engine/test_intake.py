@@ -208,3 +208,11 @@ def test_the_text_of_what_was_generated_is_there_again(text: Intake) -> None:
     request = text.request("a", SamplingParams(), output_token_ids=output)
     assert text_of(request.sequences[0]) == "import os"
     assert request.sequences[0].output_token_ids == output
+
+
+def test_each_of_several_answers_goes_on_from_its_own_tokens(text: Intake) -> None:
+    params = SamplingParams(n=2, seed=1, max_tokens=8)
+    request = text.request("a", params, output_token_ids=[[30, 31], []])
+    assert [one.output_token_ids for one in request.sequences] == [[30, 31], []]
+    with pytest.raises(RequestError, match="1 rows for 2 answers"):
+        text.request("a", params, output_token_ids=[[30]])

@@ -15,10 +15,10 @@ GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 BLOCK_BYTES = 4 * 2 * 16 * 32 * 2  # layers, keys and values, tokens, head_dim, bytes
 
 
-def plan(weights: int = 0, **options: Any) -> MemoryPlan:
+def plan(weights: int = 0, mapped: int = 0, **options: Any) -> MemoryPlan:
     config = EngineConfig(**{"max_num_seqs": 4, "max_num_batched_tokens": 64, **options})
     sizes = read_config(GOLDEN / "text").text
-    return plan_memory(config, sizes, 65536, weights, torch.bfloat16)
+    return plan_memory(config, sizes, 65536, weights, torch.bfloat16, mapped)
 
 
 def test_a_block_has_keys_and_values_of_all_layers() -> None:
@@ -45,6 +45,12 @@ def test_weights_and_activations_come_off_the_part_of_the_memory(monkeypatch: py
     few = plan(weights=20 << 20, gpu_memory_utilization=0.5, max_num_seqs=64)
     more = plan(weights=10 << 20, gpu_memory_utilization=0.5, max_num_seqs=64)
     assert more.num_blocks - few.num_blocks == pytest.approx((10 << 20) / BLOCK_BYTES, abs=1)
+
+
+def test_mapped_weights_take_nothing_from_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "host_memory", lambda: 100 << 20)
+    none = plan(gpu_memory_utilization=0.5)
+    assert plan(weights=1 << 40, mapped=1 << 40, gpu_memory_utilization=0.5).num_blocks == none.num_blocks
 
 
 def test_a_budget_that_cannot_work_says_what_would() -> None:

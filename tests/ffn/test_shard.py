@@ -7,7 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from step3.checkpoint import Checkpoint
+from step3.errors import Step3Error
 from step3.ffn import FFNCall, FFNShard, split
+from step3.kernels.cpu import open_library
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
@@ -53,3 +55,22 @@ def test_block_fp8_stays_as_it_is_stored() -> None:
     quantised = FFNShard.load(Checkpoint.open(GOLDEN / "text-fp8"), torch.float32)
     plain = FFNShard.load(Checkpoint.open(GOLDEN / "text"), torch.bfloat16)
     assert quantised.nbytes < 0.55 * plain.nbytes
+
+
+@pytest.mark.skipif(open_library() is None, reason="the CPU kernels are not there")
+@pytest.mark.parametrize("name", ["text", "text-fp8"])
+@pytest.mark.parametrize(("experts", "slices"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_shards_use_mapped_weights_in_place(name: str, experts: int, slices: int) -> None:
+    checkpoint = Checkpoint.open(GOLDEN / name)
+    for piece in split(8, experts, slices):
+        packed, in_place = (
+            FFNShard.load(checkpoint, torch.bfloat16, piece=piece, in_place=in_place)
+            for in_place in (False, True)
+        )
+        for call in calls(4, 128):
+            assert torch.equal(packed.forward(call), in_place.forward(call))
+
+
+def test_only_bfloat16_stays_in_place() -> None:
+    with pytest.raises(Step3Error, match="by the CPU kernels only, in bfloat16"):
+        FFNShard.load(Checkpoint.open(GOLDEN / "text"), torch.float32, in_place=True)

@@ -60,6 +60,25 @@ def test_equals_the_reference(lengths: list[tuple[int, int]]) -> None:
     torch.testing.assert_close(*both(lengths, *scatter(lengths)), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("heads", [1, 3, 4])
+def test_a_token_does_not_depend_on_the_batch_or_on_the_chunks(heads: int) -> None:
+    query, keys, values, tables = scatter([(413, 413), (1, 70), (40, 90)])
+    query = query[:, :heads]
+
+    def attended(lengths: list[tuple[int, int]], rows: list[int], *queries: Tensor) -> Tensor:
+        paging = Paging(*np.array(lengths).T, tables.numpy(), np.array(rows))
+        return attend(torch.cat(queries), keys, values, prepare(paging, BLOCK, heads, CPU), 0.3)
+
+    whole = attended([(413, 413)], [0], query[:413])
+    begin = 0
+    for length in [1, 1, 5, 30, 3, 17, 2, 64, 90, 1, 199]:
+        chunk = query[begin : begin + length]
+        got = attended([(length, begin + length), (1, 70), (40, 90)], [0, 1, 2], chunk, query[413:])
+        assert torch.equal(got[:length], whole[begin : begin + length])
+        begin += length
+    assert begin == 413
+
+
 @pytest.mark.parametrize("lengths", BATCHES.values(), ids=BATCHES)
 def test_equals_the_reference_in_bfloat16(lengths: list[tuple[int, int]]) -> None:
     torch.testing.assert_close(*both(lengths, *scatter(lengths, torch.bfloat16)), rtol=2e-2, atol=2e-2)

@@ -29,6 +29,14 @@ def test_multiplies_in_the_dtype_of_the_activations() -> None:
     assert linear(x.bfloat16(), weight).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("columns", [64, 100, 1024])
+def test_a_row_does_not_depend_on_how_many_there_are(columns: int) -> None:
+    weight, x = torch.randn(300, columns), torch.randn(200, columns)
+    whole = linear(x, weight)
+    for rows in [*range(1, 20), 33, 67]:
+        assert torch.equal(linear(x[7 : 7 + rows], weight), whole[7 : 7 + rows])
+
+
 def rows_of(weights: list[Tensor | BlockFp8], x: Tensor) -> Tensor:
     return torch.cat([linear(x, weight) for weight in weights], -1)
 

@@ -361,6 +361,8 @@ def test_anthropics_clients_send_their_key_alone() -> None:
         ({"thinking": {"type": "enabled", "budget_tokens": 0}}, "budget_tokens"),
         ({"messages": [{"role": "user", "content": [{"type": "document"}]}]}, "document"),
         ({"messages": [{"role": "system", "content": "x"}]}, "system"),
+        ({"messages": [*HI["messages"], {"role": "assistant", "content": "so "}]}, "white space"),
+        ({"messages": [*HI["messages"], {"role": "assistant", "content": []}]}, "text that goes on"),
     ],
 )
 def test_anthropics_errors_have_its_shape_and_say_what_is_wrong(change: dict[str, Any], said: str) -> None:

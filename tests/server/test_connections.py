@@ -66,7 +66,7 @@ def test_a_request_that_does_not_come_is_not_waited_for(sent: bytes) -> None:
 
 def test_headers_without_end_are_not_read_on() -> None:
     async def run() -> bytes:
-        async with connected(head_bytes=2000) as (reader, writer):
+        async with connected(head_bytes=2000, head_seconds=10 * PATIENCE) as (reader, writer):
             writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * 1000)
             return await ends(reader)
 
@@ -95,3 +95,12 @@ def test_a_client_that_reads_gets_all_on_one_connection() -> None:
             return data
 
     assert asyncio.run(run()).count(b"200 OK") == 3
+
+
+def test_what_is_left_of_a_refused_request_is_not_read_for_ever() -> None:
+    async def run() -> bytes:
+        async with connected() as (reader, writer):
+            writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n")
+            return await ends(reader)
+
+    assert asyncio.run(run()).count(b"200 OK") == 1

@@ -233,6 +233,16 @@ def test_the_address_that_was_connected_to_is_what_counts() -> None:
     assert not internet.asked
 
 
+def test_the_next_address_is_tried_where_one_takes_no_connection() -> None:
+    class HalfDown(Internet):
+        async def connect(self, address: str, host: str) -> tuple[Any, Any]:
+            if address != PUBLIC:
+                raise OSError("no route")
+            return await super().connect(address, host)
+
+    assert HalfDown(addresses=["2606:4700:4700::1111", PUBLIC]).read("https://example.org/a") == b"picture"
+
+
 def redirect(to: str) -> bytes:
     return f"HTTP/1.1 302 Found\r\nLocation: {to}\r\n\r\n".encode()
 

@@ -2,10 +2,19 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from step3.wire import codec
+from step3.wire.native import open_library, why_not
+
+
+@pytest.fixture(autouse=True, params=["compiled", "torch"])
+def _how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "torch":
+        monkeypatch.setattr(codec, "open_library", lambda: None)
+    elif open_library() is None:
+        pytest.skip(why_not())
 
 
 def through_fp8(x: torch.Tensor, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,6 +80,23 @@ def test_what_is_not_finite_makes_its_whole_block_nan(bad: float, at: int) -> No
     assert out.isnan().sum() == block.stop - block.start
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_all_ways_to_encode_give_the_same_bytes(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = (torch.randn(64, 1000, generator=torch.Generator().manual_seed(3)) * 10).to(dtype)
+    x[:32] *= torch.logspace(-38, 30, 32, dtype=torch.float64).unsqueeze(1).float()
+
+    def encoded() -> tuple[torch.Tensor, torch.Tensor]:
+        values = torch.empty(x.shape, dtype=torch.float8_e4m3fn)
+        scales = torch.empty(64, 8)
+        codec.encode_fp8(x, values, scales)
+        return values.view(torch.uint8), scales
+
+    here = encoded()
+    monkeypatch.setattr(codec, "open_library", lambda: None)
+    for one, other in zip(here, encoded(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_every_fp8_value_is_read_exactly() -> None:
     values = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).view(2, 128)
     out = torch.empty(2, 128)
@@ -89,7 +115,7 @@ def test_bfloat16_activations_are_read_as_they_are() -> None:
     assert torch.equal(through_fp8(x)[0], reference(x.float()))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=300))
 def test_finite_values_stay_finite_with_their_sign(numbers: list[float]) -> None:
     x = torch.tensor([numbers])

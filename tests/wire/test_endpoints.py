@@ -10,6 +10,7 @@ from step3.wire import (
     Failed,
     FFNEndpoint,
     Format,
+    Fp8,
     Gone,
     Joined,
     Late,
@@ -21,6 +22,7 @@ from step3.wire import (
     Timing,
     Unreachable,
     WireError,
+    encode_fp8,
 )
 
 
@@ -83,6 +85,25 @@ def test_each_format(world: World, activation: Format, partial: Format) -> None:
     answer = world.answers(attention, 1)[0]
     assert answer.partial.dtype == partial.dtype
     assert torch.equal(answer.partial, got.to(partial.dtype))
+
+
+def test_activations_may_be_encoded_already(world: World) -> None:
+    attention, _ = world.pair(activations=Format.FP8)
+    x = activations(3)
+    encoded = Fp8(torch.empty(3, 192, dtype=torch.float8_e4m3fn), torch.empty(3, 2))
+    encode_fp8(x, encoded.values, encoded.scales)
+    attention.push(attention.peers, 0, 1, encoded)
+    attention.push(attention.peers, 0, 2, x)
+    world.until(lambda: len(world.groups) == 2)
+    assert torch.equal(*(group.x(torch.float32) for group in world.groups))
+
+
+def test_encoded_activations_must_fit_the_endpoint(world: World) -> None:
+    encoded = Fp8(torch.empty(3, 192, dtype=torch.float8_e4m3fn), torch.empty(3, 1))
+    with pytest.raises(WireError, match="the endpoint sends float32"):
+        world.add_attention().push([], 0, 1, encoded)
+    with pytest.raises(WireError, match=r"scales of \[3, 1\] for values of \[3, 192\]"):
+        world.add_attention(activations=Format.FP8).push([], 0, 1, encoded)
 
 
 def test_an_answer_may_be_written_in_place(world: World) -> None:
@@ -157,7 +178,7 @@ def test_slots_are_counted_and_come_back(world: World) -> None:
     attention, ffn = world.pair()
     for lane in range(SHAPES.slots):
         attention.push(attention.peers, lane, 1, activations(1))
-    with pytest.raises(NoSlotError, match="all 3 slots of ffn instance 0"):
+    with pytest.raises(NoSlotError, match="all slots of ffn instance 0"):
         attention.push(attention.peers, 3, 1, activations(1))
     world.until(lambda: sum(len(group.calls) for group in world.groups) == 3)
     for group in world.groups:
@@ -171,6 +192,19 @@ def test_slots_are_counted_and_come_back(world: World) -> None:
     attention.push(attention.peers, 3, 1, activations(1))
 
 
+def test_a_peer_is_named_once(world: World) -> None:
+    attention, _ = world.pair()
+    with pytest.raises(WireError, match="pushed to a peer once"):
+        attention.push([*attention.peers, *attention.peers], 0, 1, activations(1))
+
+
+def test_a_call_that_cannot_be_written_keeps_no_slot(world: World) -> None:
+    attention, _ = world.pair()
+    with pytest.raises(RuntimeError):
+        attention.push(attention.peers, 0, 1, activations(1).to("meta"))
+    assert attention.slots_free(attention.peers[0]) == SHAPES.slots
+
+
 def test_a_hundred_calls_in_turn_each_get_their_own_answer(world: World) -> None:
     attention, ffn = world.pair(activations=Format.BFLOAT16)
     for number in range(100):
@@ -181,6 +215,18 @@ def test_a_hundred_calls_in_turn_each_get_their_own_answer(world: World) -> None
         answer = world.answers(attention, number + 1)[number]
         assert torch.equal(answer.partial, x + number)
         answer.release()
+
+
+def test_a_second_reply_to_a_group_is_dropped(world: World) -> None:
+    attention, ffn = world.pair()
+    attention.push(attention.peers, 0, 1, activations(2))
+    ffn.reply(world.group(), activations(2))
+    ffn.reply(world.group(), activations(2, 1))
+    world.answers(attention, 1)[0].release()
+    attention.push(attention.peers, 0, 1, activations(2))
+    ffn.fail(world.group(), "too late")
+    ffn.reply(world.group(2), activations(2, 2))
+    assert torch.equal(world.answers(attention, 2)[1].partial, activations(2, 2))
 
 
 def test_a_failure_is_told_with_its_reason(world: World) -> None:

@@ -1,6 +1,7 @@
 """Whatever is sent to a port: it is dropped with a log line, and those who know the secret are served."""
 
 import contextlib
+import gc
 import logging
 import os
 import pickle
@@ -249,6 +250,16 @@ def test_a_member_that_breaks_the_rules_is_dropped(
     assert_served(world, attention, ffn)
 
 
+@pytest.mark.parametrize("checksums", [True, False])
+def test_payloads_pass_with_and_without_checksums(world: World, checksums: bool) -> None:
+    ffn, where = world.add_ffn(checksums=checksums)
+    attention = world.add_attention(where, checksums=checksums)
+    world.until(lambda: attention.peers)
+    attention.push(attention.peers, 0, 1, activations(3))
+    ffn.reply(world.group(), 2 * world.group().x(torch.float32))
+    assert torch.equal(world.answers(attention, 1)[0].partial, 2 * activations(3))
+
+
 def test_a_damaged_payload_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
     world = World("tcp")
     try:
@@ -315,6 +326,7 @@ def test_descriptors_from_strangers_are_not_kept(world: World, served: tuple) ->
     if world.transport != "shm":
         pytest.skip("only a Unix socket carries descriptors")
     attention, ffn, where = served
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     stranger = Stranger(where)
     read, write = os.pipe()

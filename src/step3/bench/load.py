@@ -30,12 +30,14 @@ class Run:
         seconds: from the first request's sending to the last one's end.
         late: most seconds that a request was sent after its time: much more than a few milliseconds says that
             this client, not only the server, was at its limit.
+        processor_seconds: that this client computed.
     """
 
     load: Load
     samples: list[Sample] = field(default_factory=list)
     seconds: float = 0.0
     late: float = 0.0
+    processor_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ async def run(plan: Plan, load: Load, on_done: Callable[[], None] = lambda: None
         on_done: called after each of them.
     """
     result, rng = Run(load), Random(plan.seed)
-    begin = time.perf_counter()
+    begin, processor = time.perf_counter(), time.process_time()
 
     async def send(request: Request) -> None:
         body = plan.asking.body(request.prompt, request.output, rng)
@@ -77,6 +79,7 @@ async def run(plan: Plan, load: Load, on_done: Callable[[], None] = lambda: None
         await _closed(load.concurrency, _requests(plan, load), send, begin + plan.longest_seconds)
     else:
         await _open(_due(_requests(plan, load), begin, plan.longest_seconds, result), send, result)
+    result.processor_seconds = time.process_time() - processor
     result.samples.sort(key=lambda sample: sample.started)
     if result.samples:
         ends = max(sample.ended for sample in result.samples)

@@ -16,6 +16,7 @@ from step3.plan.simulate.requests import ClosedLoop, OpenLoop
 
 PERCENTILES = (50, 90, 99)
 _LATE_SECONDS = 0.05
+_BUSY_CORES = 0.8
 
 
 def load_name(load: Load) -> str:
@@ -42,6 +43,7 @@ def summary(run: Run) -> dict[str, Any]:
         "errors": dict(Counter(sample.error for sample in run.samples if sample.error).most_common()),
         "seconds": run.seconds,
         "sent_late_ms": run.late * 1e3,
+        "client_cores": run.processor_seconds / seconds if run.samples else 0.0,
         "prompt_tokens": sum(sample.prompt_tokens or 0 for sample in whole),
         "output_tokens": sum(sample.output_tokens for sample in whole),
         "requests_per_second": len(whole) / seconds if whole else 0.0,
@@ -109,6 +111,10 @@ def warnings(results: Sequence[dict[str, Any]]) -> list[str]:
     told = []
     for result in results:
         told += [f"{result['load']}: {count:,} × {error}" for error, count in result["errors"].items()]
+        if result["client_cores"] > _BUSY_CORES:
+            told.append(
+                f"{result['load']}: this client computed {result['client_cores']:.0%} of the time itself"
+            )
         if result["sent_late_ms"] > _LATE_SECONDS * 1e3:
             told.append(
                 f"{result['load']}: requests were sent up to {result['sent_late_ms']:,.0f} ms late: this "

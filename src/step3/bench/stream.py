@@ -13,6 +13,7 @@ import time
 import urllib.parse
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from step3.bench.errors import BenchError
@@ -145,8 +146,13 @@ async def _get_json(endpoint: Endpoint) -> Any:
     return json.loads(content)
 
 
+@cache
+def _tls() -> ssl.SSLContext:
+    return ssl.create_default_context()
+
+
 async def _connect(endpoint: Endpoint) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    tls = ssl.create_default_context() if endpoint.is_tls else None
+    tls = _tls() if endpoint.is_tls else None
     return await asyncio.open_connection(endpoint.host, endpoint.port, ssl=tls, limit=1 << 20)
 
 

@@ -26,6 +26,8 @@ INDEX_FILE = "model.safetensors.index.json"
 MAX_INDEX_BYTES = 32 << 20
 
 FLOATS = ("BF16", "F16", "F32")
+IN_PLACE = ("BF16", "F8_E4M3")
+"""What can be multiplied as it is stored."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,6 +176,31 @@ class Checkpoint:
             if spec.quantised:
                 views[spec.scale_name] = files.view(self.tensors[spec.scale_name], scale_box(box))
         return views
+
+    def matrices(self, part: Part, in_place: bool = False) -> tuple[dict[str, Tensor], bool]:
+        """The weights of a part as stored, and whether they are views as `map` gives them.
+
+        Not every writer aligns its tensors; those that cannot be mapped are read.
+
+        Args:
+            in_place: they are to be multiplied where they lie: bfloat16 or block-fp8, and aligned.
+
+        Raises:
+            CheckpointError: as in `iter_tensors`; also where `in_place` is impossible.
+        """
+        if not in_place:
+            try:
+                return self.map(part), True
+            except CheckpointError:
+                return self.load(part), False
+        for spec, _ in self._select(part):
+            info = self._info(spec)
+            if info.dtype not in IN_PLACE:
+                raise CheckpointError(
+                    f"{info.file}: {info.name}: weights that stay in place must be {' or '.join(IN_PLACE)}, "
+                    f"found {info.dtype}: load them packed"
+                )
+        return self.map(part), True
 
     def _select(self, part: Part) -> list[tuple[TensorSpec, tuple[range, ...]]]:
         count = self.config.text.num_hidden_layers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +77,7 @@ def chat(
     console = Console(highlight=False)
     source = _source(console, url, api_key, model_name, checkpoint, params, device, dtype, max_model_len)
     console.print(f"Talking with [bold]{source.name}[/]. /help lists the commands, Ctrl-D leaves.")
-    with _line_editing() as ask:
+    with closing(source), _line_editing() as ask:
         ChatSession(console, source, system, ask).run()
 
 

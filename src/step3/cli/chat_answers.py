@@ -82,6 +82,10 @@ class AnswerSource(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Frees what answers."""
+        ...
+
 
 @dataclass
 class ServerAnswers:
@@ -108,10 +112,10 @@ class ServerAnswers:
         self._base = self.url.rstrip("/").removesuffix("/v1")
         if not self.name:
             with self._open("/v1/models", None) as response:
-                models = json.loads(response.read(_MOST_EVENT_BYTES)).get("data") or []
-            if not models:
-                raise ChatError(f"{self.url} serves no model")
-            self.name = str(models[0]["id"])
+                self.name = _first_model(response.read(_MOST_EVENT_BYTES), self.url)
+
+    def close(self) -> None:
+        """Nothing stays open between answers."""
 
     def answer(self, turns: Sequence[Turn]) -> Iterator[Delta]:
         body = {
@@ -142,6 +146,16 @@ class ServerAnswers:
             raise ChatError(f"{self.url} cannot be reached: {reason}") from None
 
 
+def _first_model(listed: bytes, url: str) -> str:
+    try:
+        models = json.loads(listed)["data"]
+        return str(models[0]["id"])
+    except (ValueError, KeyError, TypeError):
+        raise ChatError(f"{url} does not speak OpenAI's API: /v1/models names no models") from None
+    except IndexError:
+        raise ChatError(f"{url} serves no model") from None
+
+
 def _told(error: urllib.error.HTTPError) -> str:
     """What a server's error says."""
     with suppress(ValueError, KeyError, TypeError, AttributeError):
@@ -157,7 +171,10 @@ def _events(response: Any) -> Iterator[dict[str, Any]]:
             continue
         if data == b"[DONE]":
             return
-        event = json.loads(data)
+        try:
+            event = json.loads(data)
+        except ValueError:
+            raise ChatError("the server sent what is no JSON in the middle of the answer") from None
         if "error" in event:
             raise ChatError(f"the answer failed: {event['error'].get('message', event['error'])}")
         yield event
@@ -199,6 +216,11 @@ class ModelAnswers:
         pixels = Step3ImageProcessor().max_pixels
         self._service = EngineService({"model": model, **options}, max_waiting=1, max_pixels=pixels)
 
+    def close(self) -> None:
+        """Stops the engine and frees its memory."""
+        self._service.shutdown()
+        self._loop.close()
+
     def answer(self, turns: Sequence[Turn]) -> Iterator[Delta]:
         from step3.server.reasoning import ReasoningStream
 
@@ -208,6 +230,7 @@ class ModelAnswers:
             "template": {},
             "tool_choice": None,
             "parallel": True,
+            "thinking_budget": None,
             "params": {"max_tokens": None, "skip_special_tokens": False, **self._params},
             "stream": True,
             "priority": 0,
@@ -219,7 +242,7 @@ class ModelAnswers:
                 if isinstance(item, dict):
                     reader = ReasoningStream(item["in_reasoning"])
                     continue
-                for _, text, count, reason, _ in item[2]:
+                for _, text, count, _, reason, _, _ in item[2]:
                     tokens += count
                     parts = [*reader.push(text), *(reader.finish() if reason else [])]
                     reasoning = "".join(part.reasoning or "" for part in parts)

@@ -77,29 +77,31 @@ class ChatSession:
         elif line.startswith("/") and name.isalpha():
             raise ChatError(f"there is no command /{name}: /help lists them")
         else:
+            if self._turns and self._turns[-1].role == "user":
+                # It failed, or was stopped before anything came: it would spoil all that follow.
+                self._turns.pop()
             self._turns.append(Turn("user", line, tuple(self._pictures)))
             self._pictures = []
             self._answer()
 
     def _answer(self) -> None:
         system = [] if self._system is None else [Turn("system", self._system)]
-        shown = _ShownAnswer(self._console)
+        shown, failure = _ShownAnswer(self._console), None
         try:
             with closing(self._source.answer([*system, *self._turns])) as deltas:  # type: ignore[type-var]
                 for delta in deltas:
                     shown.add(delta)
         except KeyboardInterrupt:
             shown.end("stopped")
-        except Step3Error:
+        except Step3Error as error:
             shown.end(None)
-            # A question that cannot be answered would spoil all that follow.
-            if not shown.content:
-                self._turns.pop()
-            raise
+            failure = error
         else:
             shown.end(shown.finish_reason)
         if shown.content:
             self._turns.append(Turn("assistant", shown.content))
+        if failure is not None:
+            raise failure
 
     def _attach(self, names: str) -> None:
         try:
@@ -196,7 +198,7 @@ class _ShownAnswer:
         tokens, seconds = self._tokens or self._pieces, self._last - self._first
         if tokens > 1 and seconds > 0:
             notes.append(f"{(tokens - 1) / seconds:,.0f} tokens/s")
-        notes.append(f"{tokens:,} tokens")
+        notes.append(f"{tokens:,} token{'' if tokens == 1 else 's'}")
         if reason == "length":
             notes.append("cut off at the longest answer allowed")
         elif reason == "stopped":

@@ -14,9 +14,11 @@ from step3.cli.bench import bench
 from step3.cli.calibrate import calibrate
 from step3.cli.chat import chat
 from step3.cli.demo import demo
+from step3.cli.deployment import topology, trace
 from step3.cli.evaluate_nano import evaluate_nano
 from step3.cli.generate import generate
 from step3.cli.inspect import inspect
+from step3.cli.join import attention, ffn
 from step3.cli.paper import paper
 from step3.cli.plan import plan
 from step3.cli.quantize import quantize
@@ -33,11 +35,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.command("attention")(attention)
 app.command("bench")(bench)
 app.command("calibrate")(calibrate)
 app.command("chat")(chat)
 app.command("demo")(demo)
 app.command("evaluate-nano")(evaluate_nano)
+app.command("ffn")(ffn)
 app.command("generate")(generate)
 app.command("inspect")(inspect)
 app.command("paper")(paper)
@@ -45,6 +49,8 @@ app.command("plan")(plan)
 app.command("quantize")(quantize)
 app.command("serve")(serve)
 app.command("simulate")(simulate)
+app.command("topology")(topology)
+app.command("trace")(trace)
 app.command("train-nano")(train_nano)
 
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
+
+from step3.cli.serve_options import (
+    deployment_options,
+    drafts,
+    picture_limit,
+    refuse_parallelism,
+    separate_names,
+)
+from step3.errors import Step3Error
 
 if TYPE_CHECKING:
     from step3.server.config import ServerConfig
@@ -15,8 +23,9 @@ if TYPE_CHECKING:
 _LIMITS = "Limits of requests"
 _MEDIA = "Pictures by URL"
 _ENGINE = "Engine"
-_PARALLEL = "Parallelism (one process so far: anything over 1 is refused)"
+_PARALLEL = "Parallelism of other servers (anything over 1 is refused)"
 _MODEL = "Model"
+_AFD = "Attention and FFN apart"
 
 BUNDLED_NAME = "step3-nano"
 
@@ -84,6 +93,17 @@ def serve(
         help="Part of the device's memory to use.",
         rich_help_panel=_ENGINE,
     ),
+    load: str = typer.Option(
+        "packed",
+        help="packed: weights are copied into the CPU kernels' order. mmap: they are used from their files.",
+        rich_help_panel=_ENGINE,
+    ),
+    int8_activations: bool = typer.Option(
+        False,
+        "--int8-activations",
+        help="Reads prompts faster on a CPU from block-fp8 weights, a little less exactly.",
+        rich_help_panel=_ENGINE,
+    ),
     kv_cache_memory_bytes: int | None = typer.Option(
         None, help="Memory of the KV cache, instead of a part.", rich_help_panel=_ENGINE
     ),
@@ -97,6 +117,12 @@ def serve(
     max_logprobs: int | None = typer.Option(None, help="Per token at most.", rich_help_panel=_ENGINE),
     seed: int | None = typer.Option(
         None, "--seed", "--random-seed", help="Of requests that bring none.", rich_help_panel=_ENGINE
+    ),
+    speculative_config: str | None = typer.Option(
+        None,
+        help='Drafts from the text so far, where that is faster: {"method": "ngram", '
+        '"num_speculative_tokens": 4}.',
+        rich_help_panel=_ENGINE,
     ),
     limit_mm_per_prompt: str | None = typer.Option(
         None, help='Pictures of one request: image=4 or {"image": 4}.', rich_help_panel=_LIMITS
@@ -152,6 +178,64 @@ def serve(
         help="Redirects that are followed, each checked as the first URL.",
         rich_help_panel=_MEDIA,
     ),
+    attention_instances: int | None = typer.Option(
+        None, min=1, help="Processes for attention, KV cache and sampling (1).", rich_help_panel=_AFD
+    ),
+    ffn_instances: int | None = typer.Option(
+        None, min=0, help="Processes for FFNs; 0 computes them with attention.", rich_help_panel=_AFD
+    ),
+    ffn_parallel: str | None = typer.Option(
+        None, help="How they share each FFN: ep, tp, or like ep2xtp2.", rich_help_panel=_AFD
+    ),
+    ffn_replicas: int | None = typer.Option(
+        None, min=1, help="Instances that hold the same: one may die without a pause.", rich_help_panel=_AFD
+    ),
+    micro_batches: int | None = typer.Option(
+        None, min=1, max=64, help="Batches in flight of each attention instance (3).", rich_help_panel=_AFD
+    ),
+    wire_activations: str | None = typer.Option(
+        None, help="auto, float32, bfloat16 or fp8 to the FFNs.", rich_help_panel=_AFD
+    ),
+    wire_partials: str | None = typer.Option(
+        None, help="auto, float32 or bfloat16 back.", rich_help_panel=_AFD
+    ),
+    instance_threads: int | None = typer.Option(
+        None, min=1, help="Threads of each process.", rich_help_panel=_AFD
+    ),
+    bind_cores: bool = typer.Option(False, help="Give each process cores of its own.", rich_help_panel=_AFD),
+    lease: float | None = typer.Option(
+        None, help="Seconds of silence after which an instance counts as dead (1.5).", rich_help_panel=_AFD
+    ),
+    listen: str | None = typer.Option(
+        None, help="HOST:PORT where instances of other hosts join.", rich_help_panel=_AFD
+    ),
+    advertise: str | None = typer.Option(
+        None, help="Host under which they reach this one, if it is another.", rich_help_panel=_AFD
+    ),
+    local_attention: int | None = typer.Option(
+        None,
+        min=0,
+        help="Of the attention instances, those started here (with --listen 0).",
+        rich_help_panel=_AFD,
+    ),
+    local_ffn: int | None = typer.Option(
+        None,
+        min=0,
+        help="Of the FFN instances, those started here (with --listen 0).",
+        rich_help_panel=_AFD,
+    ),
+    cluster_secret: str | None = typer.Option(
+        None, envvar="STEP3_CLUSTER_SECRET", help="What who joins must know.", rich_help_panel=_AFD
+    ),
+    cluster_tls_cert: str | None = typer.Option(
+        None, help="This host's certificate, in PEM: encrypts what goes to other hosts.", rich_help_panel=_AFD
+    ),
+    cluster_tls_key: str | None = typer.Option(
+        None, help="The certificate's private key.", rich_help_panel=_AFD
+    ),
+    cluster_tls_ca: str | None = typer.Option(
+        None, help="The authority whose certificates who joins must have.", rich_help_panel=_AFD
+    ),
     tensor_parallel_size: int = typer.Option(
         1, "--tensor-parallel-size", "-tp", "--tp", "--tp-size", rich_help_panel=_PARALLEL
     ),
@@ -175,6 +259,12 @@ def serve(
     STEP3_API_KEY=... step3 serve ./step3-fp8 --host 0.0.0.0 --served-model-name step3
 
     \b
+    step3 serve ./step3-fp8 --attention-instances 3 --ffn-instances 2 --ffn-parallel ep --micro-batches 3
+    STEP3_CLUSTER_SECRET=... step3 serve ./step3-fp8 --attention-instances 1 --ffn-instances 1 \\
+         --listen 0.0.0.0:7000        and on any hosts, in any order, with the same secret:
+         step3 attention ./step3-fp8 --join HOST:7000; step3 ffn ./step3-fp8 --join HOST:7000
+
+    \b
     curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
          -d '{"messages": [{"role": "user", "content": "Hello"}]}'
 
@@ -182,8 +272,6 @@ def serve(
     names. /docs describes all paths. Prometheus reads /metrics, load balancers /health. Ctrl-C or SIGTERM
     lets running requests finish; a second Ctrl-C does not.
     """
-    from step3.errors import Step3Error
-
     refuse_parallelism(
         {
             "--tensor-parallel-size": tensor_parallel_size,
@@ -209,6 +297,8 @@ def serve(
         "chat_template": chat_template,
         "dtype": dtype,
         "device": device,
+        "load": load,
+        "int8_activations": int8_activations,
         "max_model_len": max_model_len,
         "max_num_seqs": max_num_seqs,
         "max_num_batched_tokens": max_num_batched_tokens,
@@ -219,8 +309,33 @@ def serve(
         "enable_prefix_caching": enable_prefix_caching,
         "max_logprobs": max_logprobs,
         "seed": seed,
+        "speculative_config": None if speculative_config is None else drafts(speculative_config),
         "limit_mm_per_prompt": None if limit_mm_per_prompt is None else picture_limit(limit_mm_per_prompt),
     }
+    given.update(
+        deployment_options(
+            {
+                "attention_instances": attention_instances,
+                "ffn_instances": ffn_instances,
+                "ffn_parallel": ffn_parallel,
+                "ffn_replicas": ffn_replicas,
+                "micro_batches": micro_batches,
+                "activations": wire_activations,
+                "partials": wire_partials,
+                "threads": instance_threads,
+                "bind_cores": bind_cores or None,
+                "lease": lease,
+                "listen": listen,
+                "advertise": advertise,
+                "local_attention": local_attention,
+                "local_ffn": local_ffn,
+                "secret": cluster_secret,
+                "tls_cert": cluster_tls_cert,
+                "tls_key": cluster_tls_key,
+                "tls_ca": cluster_tls_ca,
+            }
+        )
+    )
     optional = {"max_pixels": max_pixels, "max_output_tokens": max_output_tokens, "max_n": max_n}
     _run(
         host=host,
@@ -236,7 +351,7 @@ def serve(
         write_seconds=write_seconds,
         allowed_origins=tuple(allowed_origins),
         fetch_options={
-            "hosts": _names(allowed_media_domains),
+            "hosts": separate_names(allowed_media_domains),
             "max_bytes": media_max_mib << 20,
             "seconds": media_seconds,
             "max_redirects": media_max_redirects,
@@ -246,55 +361,9 @@ def serve(
     )
 
 
-def refuse_parallelism(sizes: dict[str, int], node_rank: int, dist_init_addr: str | None) -> None:
-    """Raises Step3Error where more than one process is asked for."""
-    from step3.errors import Step3Error
-
-    for flag, size in sizes.items():
-        if size != 1:
-            raise Step3Error(
-                f"{flag} {size} cannot be honoured: this server runs attention and FFN in one process on one "
-                "device; leave it out, and put servers behind a load balancer for more throughput"
-            )
-    if node_rank != 0 or dist_init_addr is not None:
-        raise Step3Error(
-            "--node-rank and --dist-init-addr are for several machines, and this server runs on one: "
-            "leave them out"
-        )
-
-
-def _names(given: list[str]) -> tuple[str, ...]:
-    """Values that are given one by one, or several with commas between."""
-    return tuple(name.strip() for one in given for name in one.split(",") if name.strip())
-
-
-def picture_limit(text: str) -> dict[str, int]:
-    """`image=4` or `{"image": 4}`.
-
-    Raises:
-        Step3Error: it is neither.
-    """
-    from step3.errors import Step3Error
-
-    try:
-        if text.lstrip().startswith("{"):
-            limits = {str(name): int(limit) for name, limit in json.loads(text).items()}
-        else:
-            limits = {
-                name: int(limit) for name, _, limit in (part.partition("=") for part in text.split(","))
-            }
-    except (ValueError, TypeError, RecursionError):
-        raise Step3Error(
-            f'--limit-mm-per-prompt must look like image=4 or {{"image": 4}}, found {text!r}'
-        ) from None
-    return limits
-
-
 def _run(fetch_options: dict[str, Any], **options: Any) -> None:
     import asyncio
     import logging
-
-    from step3.errors import Step3Error
 
     try:
         from step3.server.config import ServerConfig
@@ -323,7 +392,8 @@ def _show_banner(console: Console, config: ServerConfig, url: str, supervisor: S
 
     info = supervisor.info
     names = ", ".join(config.served_model_names)
-    console.print(f"[bold]Step3[/] serves [bold]{escape(names)}[/] at [bold cyan]{url}/v1[/]")
+    console.print(f"[bold]Step3[/] serves [bold]{escape(names)}[/]: open [bold cyan]{url}[/] in a browser")
+    console.print(f"  for OpenAI clients {url}/v1; what a deployment costs: {url}/planner")
     console.print(f"  {info['max_num_seqs']} answers of {info['max_model_len']:,} tokens on {info['device']}")
     console.print(f"  {info['memory']}")
     keys = "requests need an API key" if config.api_keys else "anybody who reaches it may ask"

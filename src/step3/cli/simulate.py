@@ -190,6 +190,15 @@ def simulate(
             rich_help_panel=_LOAD,
         ),
     ] = 512,
+    step_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens of a lane's step on a card at most: prompts get what decoding leaves of them.",
+            metavar="TOKENS",
+            rich_help_panel=_LOAD,
+        ),
+    ] = None,
     straggler: Annotated[
         list[str] | None,
         typer.Option(
@@ -373,6 +382,7 @@ def simulate(
         scenario,
         prefills=prefill,
         chunk=chunk,
+        step_tokens=step_tokens,
         headroom=headroom,
         merge=Merge(merge),
         gather=gather * 1e-6,
@@ -397,6 +407,8 @@ def simulate(
                 begin + trace_for * 1e-3,
             )
 
+    # The planner's formula knows of no cores that instances share.
+    closed = closed_form(scenario) if scenario.host is None else None
     result = simulated("simulating", scenario, recording)
     cost = None
     if scenario.faults.failures:
@@ -412,12 +424,12 @@ def simulate(
         title = f"{scenario.topology}, {scenario.lanes} lanes"
         written += [*draw_gantt(recording, title, plots), *draw_timeline(result, title, plots)]
     if as_json:
-        print(json.dumps(report.as_json(scenario, result, closed_form(scenario), cost), indent=1))
+        print(json.dumps(report.as_json(scenario, result, closed, cost), indent=1))
         return
     console = Console()
     cards = hardware if attention == ffn else f"{attention or hardware} and {ffn or hardware}"
     title = f"{model} on {cards}" if times is None else f"Stage times of {times.name}"
-    console.print(report.render(title, scenario, result, closed_form(scenario)))
+    console.print(report.render(title, scenario, result, closed))
     if cost is not None:
         console.print(report.render_loss(cost, restart, detect))
     for path in written:

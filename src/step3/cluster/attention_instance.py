@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import traceback
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -23,6 +24,8 @@ from step3.engine.outputs import RequestOutput
 from step3.engine.timeline import Timeline
 from step3.errors import Step3Error
 from step3.wire import AttentionEndpoint
+
+log = logging.getLogger("step3.cluster")
 
 UNLIMITED = 1 << 30
 """Requests that may wait: the coordinator decides."""
@@ -63,6 +66,7 @@ class AttentionPart:
                 partials=back,
                 epoch=membership.epoch,
                 timing=deployment.timing,
+                tls=None if self._settings.tls is None else self._settings.tls.connecting(),
                 spin=deployment.spin,
             )
             self._timeline = Timeline(lanes)
@@ -159,9 +163,9 @@ class AttentionPart:
                     is_first = False
             finally:
                 await stream.aclose()  # type: ignore[attr-defined]
-        except EngineError:
+        except EngineError as error:
             # The engine has stopped: this process ends, and its requests go on elsewhere.
-            return
+            log.error("request %d cannot go on here: %s", number, error, exc_info=error.__cause__)
         except Step3Error as error:
             self._send({"type": "failed", "number": number, "attempt": attempt, "message": str(error)})
         except Exception:

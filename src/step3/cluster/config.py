@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from step3.cluster.control import check_secret, split_address
+from step3.cluster.tls import TLSFiles
 from step3.errors import Step3Error
 from step3.plan.topology import Topology, make_topology, parse_topology
 
@@ -32,13 +33,14 @@ class ClusterConfig:
         partials: format of partial sums on the wire.
         threads: of each process; None to share the cores.
         bind_cores: give each process cores of its own.
-        spin: seconds for which an instance looks again and again before it sleeps; takes a core, saves the
-            time to wake up.
+        spin: seconds for which an instance looks again and again before it sleeps: it saves the time to wake
+            up, and lets others have the core in between.
         listen: `HOST:PORT` at which instances may join; None for this host's own alone.
         advertise: host under which this host's FFN instances are reached from others; None for that of
             `listen`.
         local_attention, local_ffn: instances that are started here; None for all of the topology, or, with
             `listen`, for none.
+        tls_cert, tls_key, tls_ca: see `step3.cluster.tls.TLSFiles`; None for no TLS between hosts.
         secret: what instances prove that they know.
         lease: seconds for which an instance counts as alive after it was heard.
         start_seconds: how long this host's instances may take to load.
@@ -50,11 +52,14 @@ class ClusterConfig:
     partials: str = "auto"
     threads: int | None = None
     bind_cores: bool = False
-    spin: float = 0.0
+    spin: float = 1e-4
     listen: str | None = None
     advertise: str | None = None
     local_attention: int | None = None
     local_ffn: int | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_ca: str | None = None
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
     lease: float = 1.5
     start_seconds: float = 900.0
@@ -85,6 +90,13 @@ class ClusterConfig:
         if self.listen is not None:
             split_address(self.listen)
         check_secret(self.secret)
+        if self.tls is not None and self.listen is None:
+            raise ClusterError("TLS is between hosts, and without listen no other host can join: give both")
+
+    @property
+    def tls(self) -> TLSFiles | None:
+        """What connections between hosts are encrypted with."""
+        return TLSFiles.of(self.tls_cert, self.tls_key, self.tls_ca)
 
     @property
     def launches(self) -> tuple[int, int]:

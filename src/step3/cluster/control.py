@@ -121,11 +121,14 @@ async def connect(address: str, secret: bytes, tls: ssl.SSLContext | None = None
         ControlError: nobody is there, or it does not know the secret.
     """
     try:
-        if address.startswith("unix:"):
-            reader, writer = await asyncio.open_unix_connection("\0" + address.removeprefix("unix:"))
-        else:
-            host, port = split_address(address)
-            reader, writer = await asyncio.open_connection(host, port, ssl=tls)
+        async with _deadline():
+            if address.startswith("unix:"):
+                reader, writer = await asyncio.open_unix_connection("\0" + address.removeprefix("unix:"))
+            else:
+                host, port = split_address(address)
+                reader, writer = await asyncio.open_connection(host, port, ssl=tls)
+    except (TimeoutError, asyncio.TimeoutError):
+        raise ControlError(f"nobody answers at {address} within {HANDSHAKE_SECONDS:g} s") from None
     except OSError as error:
         raise ControlError(f"nobody answers at {address}: {error.strerror or error}") from None
     try:
@@ -138,7 +141,9 @@ async def connect(address: str, secret: bytes, tls: ssl.SSLContext | None = None
             proof = await reader.readexactly(PROOF_BYTES)
     except (asyncio.IncompleteReadError, OSError, TimeoutError, asyncio.TimeoutError):
         writer.close()
-        raise ControlError(f"{address} refused: is the secret the same on both sides?") from None
+        raise ControlError(
+            f"{address} refused: is the secret the same on both sides, and is TLS on at both or at neither?"
+        ) from None
     except ControlError:
         writer.close()
         raise

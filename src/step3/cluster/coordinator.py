@@ -1,4 +1,4 @@
-"""The one that knows all instances: takes them in, notices when they die, and sees every request through."""
+"""The one that knows all instances: starts them, takes them in, and notices when they die."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from step3.cluster import control, processes
 from step3.cluster.config import ClusterConfig, ClusterError, host_key
 from step3.cluster.control import Channel, ControlError
 from step3.cluster.deployment import Deployment
+from step3.cluster.dispatch import Dispatch
 from step3.cluster.processes import BackOff, Nursery, Process
 from step3.cluster.registry import Member, Registry, Role, State
-from step3.cluster.router import Place, choose
 from step3.cluster.spans import InstanceSpans
+from step3.cluster.totals import retired
 
 log = logging.getLogger("step3.cluster")
 
@@ -27,50 +28,6 @@ CHECKS_PER_LEASE = 6
 MOST_DEATHS_AT_START = 5
 SPANS_SECONDS = 30.0
 """How long instances may take to send what they recorded."""
-
-
-@dataclass(eq=False)
-class Answered:
-    """How much of an answer is known here.
-
-    Attributes:
-        characters: of its text.
-    """
-
-    tokens: list[int] = field(default_factory=list)
-    characters: int = 0
-    is_finished: bool = False
-
-
-@dataclass(eq=False)
-class Ongoing:
-    """A request until its end: enough to start it again anywhere.
-
-    Attributes:
-        prompt, params: packed.
-        names: of its prompt's blocks, for the router.
-        num_tokens: of its prompt.
-        answers: what has come so far.
-        deliver: takes each message about it, on the coordinator's thread.
-        member: the instance that has it.
-        attempt: how often it was given to an instance.
-    """
-
-    number: int
-    prompt: Mapping[str, Any]
-    params: Mapping[str, Any]
-    priority: int
-    names: Sequence[bytes]
-    num_tokens: int
-    answers: list[Answered]
-    deliver: Callable[[Mapping[str, Any]], None]
-    member: Member | None = None
-    attempt: int = 0
-
-    @property
-    def held(self) -> int:
-        """Tokens that it takes in a KV cache."""
-        return self.num_tokens + sum(len(one.tokens) for one in self.answers)
 
 
 @dataclass(eq=False)
@@ -103,7 +60,7 @@ class Coordinator:
     Attributes:
         address: where instances join over the network; None if they cannot.
         restarts: dead processes that were replaced, by role.
-        moved: requests that went on elsewhere because their instance had died.
+        requests: those that are under way.
     """
 
     def __init__(self, config: ClusterConfig, model: str | None, device: str | None) -> None:
@@ -114,9 +71,6 @@ class Coordinator:
         self._servers: list[asyncio.AbstractServer] = []
         self._registry = Registry(config.topology, config.lease)
         self._channels: dict[Member, Channel] = {}
-        self._places: dict[Member, Place] = {}
-        self._requests: dict[int, Ongoing] = {}
-        self._parked: list[Ongoing] = []
         self._slots: list[Slot] = []
         self._nursery = Nursery()
         self._changed = asyncio.Event()
@@ -124,9 +78,10 @@ class Coordinator:
         self._spans: dict[Member, asyncio.Future[Any]] = {}
         self._retired: list[Mapping[str, Any]] = []
         self._is_stopping = False
+        self._recording = asyncio.Lock()
         self.address: str | None = None
         self.restarts: Counter[str] = Counter()
-        self.moved = 0
+        self.requests = Dispatch(self._send, self._let_go_if_idle)
 
     async def warm_up(self) -> None:
         """Begins to get ready to start instances, while others get ready to tell which."""
@@ -144,7 +99,10 @@ class Coordinator:
         server, _ = await control.listen(self._local, secret, self._serve)
         self._servers.append(server)
         if self._config.listen is not None:
-            server, self.address = await control.listen(self._config.listen, secret, self._serve)
+            tls = self._config.tls
+            server, self.address = await control.listen(
+                self._config.listen, secret, self._serve, None if tls is None else tls.listening()
+            )
             self._servers.append(server)
         self._spawn(self._watch_leases())
         attention, ffn = self._config.launches
@@ -194,24 +152,6 @@ class Coordinator:
         """Whether requests can be answered now."""
         return bool(self._registry.members("attention", State.READY)) and not self._registry.missing_shards()
 
-    def submit(self, request: Ongoing) -> None:
-        """Takes a request on; it is seen through whatever becomes of the instances."""
-        self._requests[request.number] = request
-        self._give_out(request)
-
-    def abort(self, number: int) -> None:
-        """Forgets a request."""
-        request = self._requests.pop(number, None)
-        if request is None:
-            return
-        if request in self._parked:
-            self._parked.remove(request)
-        if request.member is not None:
-            self._release(request)
-            channel = self._channels.get(request.member)
-            if channel is not None:
-                channel.send({"type": "abort", "number": number})
-
     def forget_prefixes(self) -> None:
         for member, channel in self._channels.items():
             if member.role == "attention":
@@ -232,11 +172,6 @@ class Coordinator:
         return next(
             member.told["memory"] for member in self._registry.members("attention") if "memory" in member.told
         )
-
-    @property
-    def num_parked(self) -> int:
-        """Requests that wait for an attention instance to be there."""
-        return len(self._parked)
 
     def add(self, role: Role, shard: int = 0) -> str:
         """Starts one more instance on this host: attention, or a replica of a shard.
@@ -282,7 +217,11 @@ class Coordinator:
         self._let_go_if_idle(member)
 
     async def record(self, seconds: float) -> list[InstanceSpans]:
-        """What all instances do for so long."""
+        """What all instances do for so long; who asks meanwhile waits for a recording of its own."""
+        async with self._recording:
+            return await self._record(seconds)
+
+    async def _record(self, seconds: float) -> list[InstanceSpans]:
         for channel in self._channels.values():
             channel.send({"type": "record", "seconds": seconds + 1.0})
         await asyncio.sleep(seconds)
@@ -291,9 +230,8 @@ class Coordinator:
         for member in members:
             self._spans[member] = loop.create_future()
             self._channels[member].send({"type": "spans"})
-        await asyncio.wait(
-            [asyncio.ensure_future(self._spans[one]) for one in members], timeout=SPANS_SECONDS
-        )
+        if members:
+            await asyncio.wait([self._spans[one] for one in members], timeout=SPANS_SECONDS)
         found = []
         for member in members:
             future = self._spans.pop(member)
@@ -389,9 +327,9 @@ class Coordinator:
                 member.told = {**member.told, **message}
                 self._make_ready(member, message)
             case "output":
-                self._take_output(member, message)
+                self.requests.take_output(member, message)
             case "failed":
-                self._take_failure(member, message)
+                self.requests.take_failure(member, message)
             case "spans":
                 future = self._spans.get(member)
                 if future is not None and not future.done():
@@ -411,10 +349,7 @@ class Coordinator:
             self._tell_members()
         else:
             memory = message["memory"]
-            self._places[member] = Place(memory["num_blocks"] * memory["block_size"])
-            parked, self._parked = self._parked, []
-            for request in parked:
-                self._give_out(request)
+            self.requests.take_in(member, memory["num_blocks"] * memory["block_size"])
         self._changed.set()
 
     def _lose(self, member: Member, reason: str) -> None:
@@ -427,7 +362,6 @@ class Coordinator:
         if channel is not None:
             channel.close()
         self._registry.remove(member)
-        self._places.pop(member, None)
         slot = self._slot_of(member)
         if slot is not None:
             slot.member = None
@@ -438,13 +372,8 @@ class Coordinator:
             self._tell_members()
             return
         if "statistics" in member.told:
-            self._retired.append(
-                {**member.told["statistics"], "waiting": 0, "running": 0, "kv_cache_usage": 0}
-            )
-        for request in [one for one in self._requests.values() if one.member is member]:
-            request.member = None
-            self.moved += 1
-            self._give_out(request)
+            self._retired = [retired([*self._retired, member.told["statistics"]])]
+        self.requests.lose(member)
 
     async def _watch_leases(self) -> None:
         while True:
@@ -480,6 +409,7 @@ class Coordinator:
             "cores": slot.cores,
             "advertise": self._advertised,
             "ticket": slot.ticket,
+            "tls": None if self._config.tls is None else asdict(self._config.tls),
         }
         slot.started = time.monotonic()
         self._spawn(self._start_process(slot, settings))
@@ -513,12 +443,18 @@ class Coordinator:
             self._slots.remove(slot)
             return
         lived = time.monotonic() - slot.started
-        wait = slot.back_off.next(lived)
+        wait = slot.back_off.next(lived, self._has_stand_in(slot))
         log.warning("%s instance %d starts again in %g s", slot.role, slot.instance, wait)
         slot.deaths += 1
         self.restarts[slot.role] += 1
         self._spawn(self._fill_later(slot, wait))
         self._changed.set()
+
+    def _has_stand_in(self, slot: Slot) -> bool:
+        """Whether another instance can do what one of this host's did."""
+        shards = self._config.topology.shards if slot.role == "ffn" else 1
+        ready = self._registry.members(slot.role, State.READY)
+        return any((one.instance - slot.instance) % shards == 0 for one in ready)
 
     async def _fill_later(self, slot: Slot, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -528,74 +464,11 @@ class Coordinator:
     def _slot_of(self, member: Member) -> Slot | None:
         return next((slot for slot in self._slots if slot.member is member), None)
 
-    def _give_out(self, request: Ongoing) -> None:
-        """Gives a request to the instance that suits it best, to go on from where it is."""
-        places = {
-            member.instance: place for member, place in self._places.items() if member.state is State.READY
-        }
-        tokens = request.num_tokens + sum(len(one.tokens) for one in request.answers)
-        instance = choose(places, request.names, tokens)
-        if instance is None:
-            self._parked.append(request)
-            return
-        member = next(one for one in self._places if one.instance == instance and one.state is State.READY)
-        place = self._places[member]
-        place.remember(request.names)
-        place.held += request.held
-        request.member, request.attempt = member, request.attempt + 1
-        has_begun = any(one.tokens for one in request.answers)
-        self._channels[member].send(
-            {
-                "type": "generate",
-                "number": request.number,
-                "attempt": request.attempt,
-                "prompt": request.prompt,
-                "params": request.params,
-                "priority": request.priority,
-                "tokens": [one.tokens for one in request.answers] if has_begun else [],
-                "characters": [one.characters for one in request.answers],
-            }
-        )
-
-    def _take_output(self, member: Member, message: Mapping[str, Any]) -> None:
-        request = self._requests.get(message["number"])
-        if request is None or request.member is not member or request.attempt != message["attempt"]:
-            return
-        fresh = []
-        for packed in message["answers"]:
-            index, text, tokens, _, finish_reason, _ = packed
-            answer = request.answers[index]
-            if answer.is_finished:
-                # It ended before the request came here, and ends once more.
-                continue
-            answer.tokens.extend(tokens)
-            answer.characters += len(text)
-            answer.is_finished = finish_reason is not None
-            self._places[member].held += len(tokens)
-            fresh.append(packed)
-        if message.get("finished"):
-            self._finish(request)
-        request.deliver({**message, "answers": fresh})
-
-    def _take_failure(self, member: Member, message: Mapping[str, Any]) -> None:
-        request = self._requests.get(message["number"])
-        if request is not None and request.member is member and request.attempt == message["attempt"]:
-            self._finish(request)
-            request.deliver(message)
-
-    def _finish(self, request: Ongoing) -> None:
-        del self._requests[request.number]
-        self._release(request)
-
-    def _release(self, request: Ongoing) -> None:
-        """Its instance has room again."""
-        assert request.member is not None
-        place = self._places.get(request.member)
-        if place is not None:
-            place.held -= request.held
-        self._let_go_if_idle(request.member)
-
     def _let_go_if_idle(self, member: Member) -> None:
-        is_busy = any(one.member is member for one in self._requests.values())
-        if member.state is State.DRAINING and not is_busy and member in self._channels:
-            self._channels[member].send({"type": "leave"})
+        if member.state is State.DRAINING and not self.requests.is_with(member):
+            self._send(member, {"type": "leave"})
+
+    def _send(self, member: Member, message: Mapping[str, Any]) -> None:
+        channel = self._channels.get(member)
+        if channel is not None:
+            channel.send(message)

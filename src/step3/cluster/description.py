@@ -10,7 +10,7 @@ from step3.engine.timeline import Stage
 from step3.plan.topology import Topology
 
 STRAGGLES_FROM = 1.3
-"""An FFN instance that takes this many times as long for a call as the median of its kind straggles."""
+"""An instance that takes this many times as long for a token as the median of its kind straggles."""
 
 
 def describe(
@@ -23,7 +23,8 @@ def describe(
 ) -> dict[str, Any]:
     """All of it, as JSON can carry it.
 
-    Times are seconds since an instance's start; who wants rates takes differences.
+    Times are seconds since an instance's start; who wants rates takes differences, between `told_seconds` of
+    the instance's own clock.
     """
     attention = [_attention(one) for one in members if one.role == "attention"]
     ffn = [_ffn(one) for one in members if one.role == "ffn"]
@@ -76,6 +77,7 @@ def _ffn(member: Member) -> dict[str, Any]:
 
 
 def _common(member: Member) -> dict[str, Any]:
+    sent = member.told.get("sent_ns")
     return {
         "instance": member.instance,
         "state": member.state.value,
@@ -83,6 +85,7 @@ def _common(member: Member) -> dict[str, Any]:
         "pid": member.pid,
         "host": member.host,
         "device": member.told.get("device"),
+        "told_seconds": None if sent is None else sent * 1e-9,
     }
 
 
@@ -104,15 +107,18 @@ def limit(attention: Sequence[Mapping[str, Any]], ffn: Sequence[Mapping[str, Any
         which = "FFN instances compute longer than attention instances"
     wire = f"{on_wire / steps * 1e3:.2f} ms of a step are wire"
     line = f"{which}; attention waits {bubbles:.0%} of its time; {wire}"
-    slow = _straggler(ffn)
+    slow = straggler(
+        {one["instance"]: one["seconds"] / one["tokens"] for one in ffn if one["tokens"] and one["products"]}
+    )
     return line if slow is None else f"{line}; FFN instance {slow} straggles"
 
 
-def _straggler(ffn: Sequence[Mapping[str, Any]]) -> int | None:
-    """The FFN instance whose products take far longer than those of the others, by its own clock."""
-    costs = {
-        one["instance"]: one["seconds"] / one["tokens"] for one in ffn if one["tokens"] and one["products"]
-    }
+def straggler(costs: Mapping[int, float]) -> int | None:
+    """The instance that takes far longer than the others of its role.
+
+    Args:
+        costs: seconds for a token, by instance, each by its own clock.
+    """
     if len(costs) < 2:
         return None
     ordered = sorted(costs.values())

@@ -47,9 +47,14 @@ class FFNPart:
         pieces = split(
             checkpoint.config.text.moe_num_experts, topology.expert_parallel, topology.tensor_parallel
         )
-        key = (pieces[membership.shard], dtype, device)
+        piece = pieces[membership.shard]
+        key = (piece, dtype, device, config.load, config.int8_activations)
         if self._loaded is None or self._loaded[0] != key:
-            self._loaded = key, FFNShard.load(checkpoint, dtype, device, pieces[membership.shard])
+            in_place = config.load == "mmap"
+            self._loaded = (
+                key,
+                FFNShard.load(checkpoint, dtype, device, piece, in_place, config.int8_activations),
+            )
         shard = self._loaded[1]
         endpoint = FFNEndpoint(
             membership.instance,
@@ -57,6 +62,7 @@ class FFNPart:
             self._settings.secret,
             epoch=membership.epoch,
             timing=deployment.timing,
+            tls=None if self._settings.tls is None else self._settings.tls.listening(),
             spin=deployment.spin,
         )
         addresses = {"shm": endpoint.listen(f"shm://step3-{os.getpid()}-{secrets.token_hex(8)}")}

@@ -45,6 +45,10 @@ LEAST_PATIENCE = 0.3
 MOST_ATTEMPTS = 4
 """How often a call may fail in FFN instances before the attention instance gives up."""
 
+MOST_DEATHS = 8
+"""How many FFN instances may be lost with a call before the attention instance gives up: it may be the call
+that kills them."""
+
 
 @dataclass(frozen=True)
 class FFNMember:
@@ -71,6 +75,7 @@ class _Pending:
         owed: the shard of each ticket that is out.
         parked: shards of which no instance is there.
         failures: calls that FFN instances could not compute.
+        deaths: FFN instances that were lost with it.
     """
 
     lane: int
@@ -79,6 +84,7 @@ class _Pending:
     owed: dict[Ticket, int] = field(default_factory=dict)
     parked: set[int] = field(default_factory=set)
     failures: int = 0
+    deaths: int = 0
 
 
 @dataclass(eq=False)
@@ -265,6 +271,11 @@ class WireLink:
             if pending is not None:
                 shard = pending.owed[ticket]
                 self._disown(ticket)
+                pending.deaths += 1
+                if pending.deaths >= MOST_DEATHS:
+                    raise EngineError(
+                        f"{pending.deaths} FFN instances were lost with {ticket}: {gone.reason}"
+                    )
                 self.counts.resent += 1
                 self._ask(pending, [shard])
 

@@ -20,6 +20,7 @@ from step3.cluster.config import host_key
 from step3.cluster.control import Channel, ControlError
 from step3.cluster.processes import use_cores
 from step3.cluster.registry import Role
+from step3.cluster.tls import TLSFiles
 from step3.errors import Step3Error
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class InstanceSettings:
             from which it reaches the coordinator.
         ticket: proves to the coordinator which of its processes this is.
         is_child: started by the coordinator, and ends with it.
+        tls: what connections to other hosts are encrypted with; None for nothing.
     """
 
     role: Role
@@ -61,6 +63,7 @@ class InstanceSettings:
     advertise: str | None = None
     ticket: str | None = None
     is_child: bool = False
+    tls: TLSFiles | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +147,9 @@ async def _join(settings: InstanceSettings) -> Membership:
     from step3.engine.config import EngineConfig, find_model
 
     folder = await asyncio.to_thread(find_model, EngineConfig(model=settings.model))
-    channel = await control.connect(settings.join, settings.secret)
+    # The coordinator's own children reach it within the host.
+    tls = None if settings.tls is None or settings.is_child else settings.tls.connecting()
+    channel = await control.connect(settings.join, settings.secret, tls)
     host = host_key()
     channel.send(
         {
@@ -283,6 +288,7 @@ def run_child(given: Mapping[str, Any]) -> int:
         advertise=given["advertise"],
         ticket=given["ticket"],
         is_child=True,
+        tls=None if given["tls"] is None else TLSFiles(**given["tls"]),
     )
     try:
         run_instance(settings)

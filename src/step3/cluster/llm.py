@@ -8,17 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from step3.cluster.async_llm import Front
 from step3.cluster.config import wants_cluster
+from step3.cluster.front import Front
 from step3.cluster.outputs import failed_output
 from step3.engine.config import EngineError
 from step3.engine.engine import Engine
 from step3.engine.llm import LLM as EngineLLM
-from step3.engine.llm import one_each
 from step3.engine.outputs import RequestOutput
 from step3.engine.progress_bar import ProgressBar
 from step3.engine.prompts import Prompt
-from step3.engine.request import RequestError
 from step3.engine.sampling.params import RequestOutputKind, SamplingParams
 from step3.engine.statistics import Statistics
 from step3.errors import Step3Error
@@ -115,23 +113,13 @@ class LLM(EngineLLM):
             return super()._answer(prompts, sampling_params, use_tqdm, priority)
         if not front.is_running:
             raise EngineError("this LLM was shut down: make a new one")
-        if sampling_params is None:
-            sampling_params = self.get_default_sampling_params()
-        params = one_each(sampling_params, SamplingParams, len(prompts), "sampling_params")
-        priorities = one_each(0 if priority is None else priority, int, len(prompts), "priority")
-        requests = []
-        for number, (prompt, own, rank) in enumerate(zip(prompts, params, priorities, strict=True)):
-            try:
-                requests.append(front.request(prompt, own, priority=rank))
-            except Step3Error as error:
-                if len(prompts) == 1:
-                    raise
-                raise RequestError(f"prompt {number}: {error}") from error
+        asked = self._requests(front.request, prompts, sampling_params, priority)
+        requests = [request for request, _ in asked]
         finished: queue.SimpleQueue[tuple[int, RequestOutput | Step3Error]] = queue.SimpleQueue()
         outputs: dict[int, RequestOutput] = {}
         with ProgressBar(len(requests), use_tqdm) as bar:
             try:
-                for number, (request, prompt, own) in enumerate(zip(requests, prompts, params, strict=True)):
+                for number, ((request, own), prompt) in enumerate(zip(asked, prompts, strict=True)):
 
                     def put(output: RequestOutput | Step3Error, number: int = number) -> None:
                         finished.put((number, output))

@@ -24,6 +24,9 @@ from typing import Any
 FIRST_BACK_OFF, LONGEST_BACK_OFF = 0.05, 10.0
 """Seconds before a dead process is replaced; doubled each time it dies young."""
 
+STAND_IN_BACK_OFF = 0.5
+"""Seconds at least where another instance can do its work meanwhile."""
+
 OLD_AGE = 10.0
 """Seconds after which a death is no longer taken for a failure to start."""
 
@@ -196,12 +199,17 @@ class BackOff:
 
     seconds: float = FIRST_BACK_OFF
 
-    def next(self, lived: float) -> float:
-        """Seconds to wait after a process that lived for `lived` seconds."""
+    def next(self, lived: float, has_stand_in: bool = False) -> float:
+        """Seconds to wait after a process that lived for `lived` seconds.
+
+        Args:
+            has_stand_in: another instance does its work meanwhile, and should have the cores to itself while
+                it takes that over.
+        """
         if lived > OLD_AGE:
             self.seconds = FIRST_BACK_OFF
         wait, self.seconds = self.seconds, min(2 * self.seconds, LONGEST_BACK_OFF)
-        return wait
+        return max(wait, STAND_IN_BACK_OFF) if has_stand_in else wait
 
 
 def usable_cores() -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from step3.engine.sampling.speculation import SpeculationCounts
@@ -50,6 +51,13 @@ def total(engines: Sequence[Mapping[str, Any]], parked: int = 0) -> Statistics:
             sum(one["drafted"] for one in drafted), sum(one["accepted"] for one in drafted)
         ),
     )
+
+
+def retired(engines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What engines that have ended counted, as that of one which does nothing any more."""
+    counted = total(engines)
+    idle = replace(counted, waiting=0, running=0, kv_cache_usage=0.0, generation_tokens_per_second=0.0)
+    return asdict(idle)
 
 
 def _sum(histograms: Sequence[Mapping[str, Any]], bounds: tuple[float, ...]) -> Histogram:

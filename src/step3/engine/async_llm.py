@@ -13,9 +13,12 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+
+import torch
 
 from step3.engine.config import EngineConfig, EngineError
 from step3.engine.driver import LaneDriver
@@ -97,7 +100,7 @@ class AsyncLLM:
         self._loop = _EngineLoop(self._model, driver)
         self._thread = threading.Thread(target=self._loop.run, name="step3-engine", daemon=True)
         self._thread.start()
-        weakref.finalize(self, self._loop.stop)
+        weakref.finalize(self, _end, self._loop, self._thread)
 
     @property
     def memory(self) -> MemoryPlan:
@@ -217,6 +220,10 @@ class AsyncLLM:
         """Ends a request with finish reason "abort"; its stream gets what there is so far."""
         self._loop.send(partial(self._loop.abort, request_id))
 
+    def set_threads(self, count: int) -> None:
+        """Has steps on a CPU computed by so many threads, instead of torch's choice."""
+        self._loop.send(partial(torch.set_num_threads, count))
+
     async def check_health(self) -> None:
         """Raises EngineError if the engine has stopped."""
         self._check_running()
@@ -239,6 +246,14 @@ class AsyncLLM:
             raise EngineError(f"the engine has stopped: {self._loop.error}") from self._loop.error
         if self._loop.has_stopped:
             raise EngineError("this AsyncLLM was shut down: make a new one")
+
+
+def _end(loop: _EngineLoop, thread: threading.Thread) -> None:
+    """Stops an engine that nobody has any more, at the latest when the interpreter ends: a thread that is cut
+    off inside a kernel takes the process down with it."""
+    loop.stop()
+    if thread is not threading.current_thread():
+        thread.join(10)
 
 
 def _check_waiting(count: Any) -> None:
@@ -313,7 +328,7 @@ class _EngineLoop:
         stream = self._streams.get(request_id)
         if stream is not None and not self.has_stopped:
             self._engine.abort(request_id)
-            self._finish(stream)
+            _put(stream, self._last_output(stream))
 
     def forget(self, stream: _Stream) -> None:
         """Aborts a request whose caller does not listen any more."""
@@ -344,26 +359,36 @@ class _EngineLoop:
         self._drain()
 
     def _hand_out(self, advanced: list[Answer]) -> None:
+        """Gives a step's outputs to their callers: all of one event loop at once, as waking it is dear."""
+        outputs: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, RequestOutput | Step3Error]]] = {}
         for request in dict.fromkeys(answer.request for answer in advanced):
             stream = self._streams.get(request.id)
             if stream is None:
                 continue
+            output: RequestOutput | Step3Error
             if request.is_finished:
-                self._finish(stream)
+                output = self._last_output(stream)
             elif request.params.output_kind is RequestOutputKind.DELTA:
-                _put(stream, stream.outputs.delta(request))
+                output = stream.outputs.delta(request)
             elif request.params.output_kind is RequestOutputKind.CUMULATIVE:
-                _put(stream, stream.outputs.cumulative(request))
+                output = stream.outputs.cumulative(request)
+            else:
+                continue
+            outputs.setdefault(stream.loop, []).append((stream, output))
+        for loop, batch in outputs.items():
+            # A loop that is closed has nobody who listens.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(_receive, batch)
 
-    def _finish(self, stream: _Stream) -> None:
+    def _last_output(self, stream: _Stream) -> RequestOutput | Step3Error:
+        """What a request that has ended gives; forgets it."""
         request = stream.request
         del self._streams[request.id]
         if request.error is not None:
-            _put(stream, request.error)
-        elif request.params.output_kind is RequestOutputKind.DELTA:
-            _put(stream, stream.outputs.delta(request))
-        else:
-            _put(stream, stream.outputs.cumulative(request))
+            return request.error
+        if request.params.output_kind is RequestOutputKind.DELTA:
+            return stream.outputs.delta(request)
+        return stream.outputs.cumulative(request)
 
     def _refresh_statistics(self, at_once: bool = False) -> None:
         now = time.monotonic()
@@ -372,8 +397,11 @@ class _EngineLoop:
 
 
 def _put(stream: _Stream, output: RequestOutput | Step3Error) -> None:
-    try:
+    # A loop that is closed has nobody who listens.
+    with suppress(RuntimeError):
         stream.loop.call_soon_threadsafe(stream.received.put_nowait, output)
-    except RuntimeError:
-        # The caller's loop is closed: nobody listens.
-        return
+
+
+def _receive(batch: list[tuple[_Stream, RequestOutput | Step3Error]]) -> None:
+    for stream, output in batch:
+        stream.received.put_nowait(output)

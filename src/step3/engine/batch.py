@@ -11,7 +11,7 @@ from torch import Tensor
 from step3.engine.pictures import PictureEncoder
 from step3.engine.request import Sequence
 from step3.engine.scheduler import Scheduled
-from step3.kernels.attention import AttentionPlan, Paging, prepare
+from step3.kernels.attention import Paging
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,7 @@ class Batch:
         tokens: `[tokens]` int64.
         positions: `[tokens]` int64, each token's place in its own sequence.
         slots: `[tokens]` int64, where its keys and values go in the cache.
-        attention: which keys each token sees.
+        paging: which keys each token sees.
         features: rows that pictures fill (int64), and what they fill them with, `[rows, hidden]`.
         scored: `[scored]` int64, the rows whose next token is sampled: of each sequence whose last token is
             among its tokens that row, then those of its drafts.
@@ -32,7 +32,7 @@ class Batch:
     tokens: Tensor
     positions: Tensor
     slots: Tensor
-    attention: AttentionPlan
+    paging: Paging
     features: tuple[tuple[Tensor, Tensor], ...]
     scored: Tensor
     starts: list[int]
@@ -46,13 +46,12 @@ class BatchBuilder:
         max_num_seqs: int,
         max_blocks: int,
         block_size: int,
-        heads: int,
         device: torch.device,
         pictures: PictureEncoder | None,
     ) -> None:
         """`max_blocks` is the most that one sequence can hold."""
         self._tables = np.zeros((max_num_seqs, max_blocks), np.int64)
-        self._block_size, self._heads, self._device = block_size, heads, device
+        self._block_size, self._device = block_size, device
         self._pictures = pictures
 
     def build(self, step: list[Scheduled]) -> Batch:
@@ -72,12 +71,11 @@ class BatchBuilder:
         positions, owners = _lay_out(firsts, counts, starts)
         blocks = self._tables[rows[owners], positions // self._block_size]
         slots = blocks * self._block_size + positions % self._block_size
-        paging = Paging(counts, firsts + counts, self._tables, rows)
         return Batch(
             tokens=self._tensor(tokens),
             positions=self._tensor(positions),
             slots=self._tensor(slots),
-            attention=prepare(paging, self._block_size, self._heads, self._device),
+            paging=Paging(counts, firsts + counts, self._tables, rows),
             features=self._features(step, starts),
             scored=self._tensor(scored),
             starts=starts,

@@ -11,6 +11,7 @@ from typing import Any
 from step3.errors import Step3Error
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+LOADS = ("packed", "mmap")
 KV_DTYPES = ("auto", "float32", "bfloat16", "float16", "fp8")
 
 # Options of vLLM that ask for what is so anyway, with the values that do; None for any value.
@@ -53,6 +54,12 @@ class EngineConfig:
             "auto" for the dtype in config.json.
         kv_cache_dtype: of keys and values: a dtype, "fp8" (float8_e4m3fn without a scale), or "auto" for
             that of the activations.
+        load: how weights get to the CPU kernels. "packed" copies them into the order in which they are read
+            fastest; "mmap" uses those of bfloat16 and block-fp8 checkpoints where they lie in their files: a
+            start takes no longer than opening them, and a model may be larger than memory.
+        int8_activations: round activations to 8 bits where the CPU kernels multiply 48 rows or more by
+            block-fp8 weights: prompts are read nearly twice as fast, and log-probabilities differ a little
+            more (docs/cpu.md), also with what else is in the batch.
         device: where attention and vision are computed, as torch names devices.
         max_model_len: longest prompt and answer together, in tokens; None for the longest that the model was
             made for and the KV cache can hold.
@@ -78,6 +85,8 @@ class EngineConfig:
     tokenizer: str | None = None
     dtype: str = "auto"
     kv_cache_dtype: str = "auto"
+    load: str = "packed"
+    int8_activations: bool = False
     device: str = "cpu"
     max_model_len: int | None = None
     max_num_seqs: int = 64
@@ -103,6 +112,7 @@ class EngineConfig:
             self._need_whole(name, 0)
         self._need_one_of("dtype", DTYPES)
         self._need_one_of("kv_cache_dtype", KV_DTYPES)
+        self._need_one_of("load", LOADS)
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise EngineError(
                 f"max_num_batched_tokens = {self.max_num_batched_tokens} must be at least "

@@ -124,8 +124,10 @@ class Decoder:
         eps = self._network.rms_norm_eps
         hidden = self._embed(batch)
         angles = cos_sin(batch.positions, self._frequencies, self._attention_factor)
+        heads, device = self._network.sizes.num_attention_heads, hidden.device
+        plan = attention.prepare(batch.paging, self._store.block_size, heads, device)
         for index, layer in enumerate(self._weights.layers):
-            hidden = hidden + self._attention(index, layer, hidden, batch, angles)
+            hidden = hidden + self._attention(index, layer, hidden, batch.slots, plan, angles)
             normed = rms_norm(hidden, layer.ffn_norm, eps)
             hidden = hidden + (yield self._ffn_call(index, layer, normed))
         return rms_norm(hidden, self._weights.norm, eps)
@@ -141,7 +143,13 @@ class Decoder:
         return hidden
 
     def _attention(
-        self, index: int, layer: LayerWeights, hidden: Tensor, batch: Batch, angles: tuple[Tensor, Tensor]
+        self,
+        index: int,
+        layer: LayerWeights,
+        hidden: Tensor,
+        slots: Tensor,
+        plan: attention.AttentionPlan,
+        angles: tuple[Tensor, Tensor],
     ) -> Tensor:
         """Multi-matrix factorization attention (paper section 3.1)."""
         sizes, eps = self._network.sizes, self._network.rms_norm_eps
@@ -152,14 +160,14 @@ class Decoder:
         cos, sin = angles
         query, key = rotate(query, cos[:, None], sin[:, None]), rotate(key, cos, sin)
         keys, values = self._store.layer(index)
-        attention.write(keys, values, batch.slots, key, value)
-        mixed = attention.attend(query, keys, values, batch.attention, self._scale)
+        attention.write(keys, values, slots, key, value)
+        mixed = attention.attend(query, keys, values, plan, self._scale)
         return linear(mixed.flatten(1), layer.o_proj)
 
     def _ffn_call(self, index: int, layer: LayerWeights, normed: Tensor) -> FFNCall:
         if layer.router is None:
             return FFNCall(index, normed)
-        logits = F.linear(normed.float(), layer.router)
+        logits = linear(normed.float(), layer.router)
         sizes = self._network.sizes
         ids, weights = route(logits, sizes.moe_top_k, self._network.norm_expert_weight)
         return FFNCall(index, normed, ids, weights)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from step3.checkpoint import Checkpoint
 from step3.engine.batch import BatchBuilder
-from step3.engine.config import EngineConfig
+from step3.engine.config import EngineConfig, EngineError
 from step3.engine.decoder import Decoder, DecoderWeights
 from step3.engine.drafter import Drafter
 from step3.engine.kv_cache import KVCache
@@ -20,6 +20,7 @@ from step3.engine.kv_store import KVStore
 from step3.engine.lane import Lane, StepResult
 from step3.engine.memory import MemoryPlan, open_device, plan_memory
 from step3.engine.network import Network
+from step3.engine.packed_decoder import PackedDecoder, PackedDecoderWeights, attention_shape
 from step3.engine.pictures import PictureEncoder
 from step3.engine.prefix_cache import PrefixCache
 from step3.engine.progress import flush
@@ -30,6 +31,9 @@ from step3.engine.statistics import Statistics, StatisticsRecorder
 from step3.engine.vision import VisionTower
 from step3.errors import Step3Error
 from step3.ffn import FFNCall, FFNShard
+from step3.kernels.cpu import INT8_LEVEL, Library, open_library, why_not
+from step3.kernels.cpu.attention import AttentionShape
+from step3.kernels.cpu.weights import InPlace, Packing
 
 if TYPE_CHECKING:
     from step3.model.image_processing_step3 import Step3ImageProcessor
@@ -46,6 +50,7 @@ class Engine:
     Attributes:
         network: what the checkpoint's config says.
         memory: where the memory went.
+        kernels: what computes attention, for a person.
         lanes: its micro-batches.
         ffn: the FFNs, or None if they are elsewhere.
     """
@@ -73,18 +78,47 @@ class Engine:
         self.network = network
         device = open_device(config.device)
         dtype = activation_dtype(config, checkpoint)
-        weights = DecoderWeights.load(checkpoint, dtype, device)
-        self.ffn = FFNShard.load(checkpoint, dtype, device) if holds_ffn else None
+        kv_dtype = dtype if config.kv_cache_dtype == "auto" else _kv_dtype(config.kv_cache_dtype)
+        shape = attention_shape(network, kv_dtype, config.block_size)
+        obstacle = _obstacle_to_kernels(shape, dtype, device)
+        library = open_library() if obstacle is None else None
+        # Where another device holds the attention side, "mmap" is meant for the FFN instances.
+        in_place = config.load == "mmap" and (holds_ffn or device.type == "cpu")
+        if in_place and library is None:
+            raise EngineError(
+                f"load = 'mmap' is for the CPU kernels, which cannot be used: {obstacle or why_not()}"
+            )
+        if config.int8_activations and (reason := _obstacle_to_int8(checkpoint, library, obstacle)):
+            raise EngineError(f"int8_activations cannot be had: {reason}")
+        self.kernels = (
+            f"the CPU kernels for {library.level}" if library else f"torch: {obstacle or why_not()}"
+        )
+        placement = None
+        if library is None:
+            weights: DecoderWeights | PackedDecoderWeights = DecoderWeights.load(checkpoint, dtype, device)
+        else:
+            placement = (InPlace if in_place else Packing)(library, int8=config.int8_activations)
+            weights = PackedDecoderWeights.load(checkpoint, placement)
+        self.ffn = None
+        if holds_ffn:
+            int8 = config.int8_activations
+            self.ffn = FFNShard.load(checkpoint, dtype, device, in_place=in_place, int8=int8)
         held = weights.nbytes + (self.ffn.nbytes if self.ffn else 0)
         pictures = None
         if network.vision is not None and image_processor is not None:
-            tower = VisionTower.load(checkpoint, network.vision, dtype, device)
+            tower = VisionTower.load(checkpoint, network.vision, dtype, device, placement)
             pictures = PictureEncoder(tower, image_processor, config.picture_cache_bytes)
             held += tower.nbytes
-        kv_dtype = dtype if config.kv_cache_dtype == "auto" else _kv_dtype(config.kv_cache_dtype)
-        self.memory: MemoryPlan = plan_memory(config, network.sizes, network.max_positions, held, kv_dtype)
+        self.memory: MemoryPlan = plan_memory(
+            config, network.sizes, network.max_positions, held, kv_dtype, held if in_place else 0
+        )
         blocks, block_size = self.memory.num_blocks, config.block_size
-        decoder = Decoder(network, weights, KVStore(network.sizes, blocks, block_size, kv_dtype, device))
+        store = KVStore(network.sizes, blocks, block_size, kv_dtype, device)
+        decoder = (
+            PackedDecoder(network, weights, store, shape, self.ffn.packed if self.ffn else None)
+            if isinstance(weights, PackedDecoderWeights)
+            else Decoder(network, weights, store)
+        )
         prefixes = None
         if config.enable_prefix_caching:
             prefixes = PrefixCache(block_size, key=secrets.token_bytes(32))
@@ -102,7 +136,7 @@ class Engine:
         self,
         config: EngineConfig,
         num_lanes: int,
-        decoder: Decoder,
+        decoder: Decoder | PackedDecoder,
         pictures: PictureEncoder | None,
         device: torch.device,
     ) -> Lane:
@@ -112,8 +146,7 @@ class Engine:
         fill = None if drafter is None else drafter.fill
         share = self._share if num_lanes > 1 else None
         scheduler = Scheduler(self._cache, self._waiting, seats, tokens, longest, fill, share)
-        heads, most = self.network.sizes.num_attention_heads, self._cache.blocks_for(longest)
-        builder = BatchBuilder(seats, most, config.block_size, heads, device, pictures)
+        builder = BatchBuilder(seats, self._cache.blocks_for(longest), config.block_size, device, pictures)
         return Lane(scheduler, self._cache, builder, decoder, device, drafter)
 
     @property
@@ -256,6 +289,28 @@ def activation_dtype(config: EngineConfig, checkpoint: Checkpoint) -> torch.dtyp
         return getattr(torch, config.dtype)
     stored = checkpoint.tensors["model.norm.weight"].dtype
     return {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}[stored]
+
+
+def _obstacle_to_kernels(shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why the CPU kernels are not for this engine, or None if they are."""
+    if device.type != "cpu":
+        return f"the device is {device.type}"
+    if dtype != torch.bfloat16:
+        return f"the CPU kernels compute in bfloat16, and dtype is {str(dtype).removeprefix('torch.')}"
+    return shape.problem()
+
+
+def _obstacle_to_int8(checkpoint: Checkpoint, library: Library | None, obstacle: str | None) -> str | None:
+    """Why activations cannot be rounded to 8 bits here, or None if they can."""
+    if checkpoint.config.quantisation is None:
+        return "the checkpoint is not in block-fp8: `step3 quantize` makes one that is"
+    if library is None:
+        return f"it is for the CPU kernels, which cannot be used: {obstacle or why_not()}"
+    if library.level != INT8_LEVEL:
+        return (
+            f"it needs a processor for {INT8_LEVEL} (AVX-512 with bf16 and VNNI), and this is {library.level}"
+        )
+    return None
 
 
 def _kv_dtype(name: str) -> torch.dtype:

@@ -104,8 +104,8 @@ class Intake:
         """What was generated of each answer."""
         if not output:
             return []
-        rows: list[Any] = [row for row in output if isinstance(row, list | tuple)]
-        if not rows:
+        rows: list[Any] = list(output)
+        if not all(isinstance(row, list | tuple) for row in rows):
             if params.n > 1:
                 raise RequestError("only a request with n = 1 can go on from what was generated")
             rows = [list(output)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,9 +29,13 @@ class KVStore:
     ) -> None:
         self.num_blocks, self.block_size, self.dtype = num_blocks, block_size, dtype
         # Zeros: places beyond a context are read and masked, and a mask does not make NaN go away.
-        self._tensor = torch.zeros(
-            sizes.num_hidden_layers, 2, num_blocks, block_size, sizes.head_dim, dtype=dtype, device=device
-        )
+        shape = (sizes.num_hidden_layers, 2, num_blocks, block_size, sizes.head_dim)
+        if torch.device(device).type == "cpu":
+            # NumPy leaves the zeros to the system: memory is taken as tokens fill it.
+            octets = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
+            self._tensor = torch.from_numpy(octets).view(dtype).view(shape)
+        else:
+            self._tensor = torch.zeros(shape, dtype=dtype, device=device)
         self._layers = [(layer[0], layer[1]) for layer in self._tensor]
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from step3.engine.batch import Batch, BatchBuilder
 from step3.engine.decoder import Decoder
 from step3.engine.drafter import Drafter
 from step3.engine.kv_cache import KVCache
+from step3.engine.packed_decoder import PackedDecoder
 from step3.engine.progress import advance
 from step3.engine.request import Sequence, Status
 from step3.engine.sampling.logprobs import prompt_logprobs
@@ -69,7 +70,7 @@ class Lane:
         scheduler: Scheduler,
         cache: KVCache,
         builder: BatchBuilder,
-        decoder: Decoder,
+        decoder: Decoder | PackedDecoder,
         device: torch.device,
         drafter: Drafter | None = None,
     ) -> None:

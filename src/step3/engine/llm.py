@@ -48,6 +48,7 @@ class LLM:
         self._loaded: Loaded | None = load(self.config)
         if not quiet:
             print(self.engine.memory, file=sys.stderr)
+            print(f"computing with {self.engine.kernels}", file=sys.stderr)
 
     @property
     def engine(self) -> Engine:
@@ -173,21 +174,33 @@ class LLM:
         priority: int | Sequence[int] | None,
     ) -> list[RequestOutput]:
         model = self._model
+        asked = self._requests(model.intake.request, prompts, sampling_params, priority)
+        requests = [request for request, _ in asked]
+        with ProgressBar(len(requests), use_tqdm) as bar:
+            self._run(requests, bar)
+        return [OutputMaker(model.tokens.table).cumulative(request) for request in requests]
+
+    def _requests(
+        self,
+        make: Callable[..., Request],
+        prompts: Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        priority: int | Sequence[int] | None,
+    ) -> list[tuple[Request, SamplingParams]]:
+        """A checked request of each prompt, with its parameters; an error names the prompt."""
         if sampling_params is None:
             sampling_params = self.get_default_sampling_params()
-        params = one_each(sampling_params, SamplingParams, len(prompts), "sampling_params")
-        priorities = one_each(0 if priority is None else priority, int, len(prompts), "priority")
+        params = _one_each(sampling_params, SamplingParams, len(prompts), "sampling_params")
+        priorities = _one_each(0 if priority is None else priority, int, len(prompts), "priority")
         requests = []
         for number, (prompt, own, rank) in enumerate(zip(prompts, params, priorities, strict=True)):
             try:
-                requests.append(model.intake.request(prompt, own, priority=rank))
+                requests.append((make(prompt, own, priority=rank), own))
             except Step3Error as error:
                 if len(prompts) == 1:
                     raise
                 raise RequestError(f"prompt {number}: {error}") from error
-        with ProgressBar(len(requests), use_tqdm) as bar:
-            self._run(requests, bar)
-        return [OutputMaker(model.tokens.table).cumulative(request) for request in requests]
+        return requests
 
     def _run(self, requests: list[Request], bar: ProgressBar) -> None:
         """Steps until all are finished; whatever happens, none of them is left in the engine."""
@@ -217,7 +230,7 @@ def _as_list(prompts: Any) -> list[Any]:
     return list(prompts)
 
 
-def one_each(given: Any, kind: type, count: int, name: str) -> list[Any]:
+def _one_each(given: Any, kind: type, count: int, name: str) -> list[Any]:
     """`given` for each of `count` prompts, or its elements if it is a sequence of as many."""
     values = [given] * count if isinstance(given, kind) else given
     if not isinstance(values, list | tuple) or not all(isinstance(value, kind) for value in values):

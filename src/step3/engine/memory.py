@@ -20,6 +20,7 @@ class MemoryPlan:
     """Where the memory goes, in bytes.
 
     Attributes:
+        mapped: of the weights, what stays in its files and takes no memory that cannot be given back.
         activations: an estimate of the most that a step needs.
         max_model_len: longest prompt and answer together, in tokens.
     """
@@ -30,6 +31,7 @@ class MemoryPlan:
     block_size: int
     block_bytes: int
     max_model_len: int
+    mapped: int = 0
 
     @property
     def kv_cache(self) -> int:
@@ -37,22 +39,29 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         tokens = self.num_blocks * self.block_size
+        where = " (mapped files)" if self.mapped else ""
         return (
-            f"memory: weights {_size(self.weights)}, KV cache {_size(self.kv_cache)} "
+            f"memory: weights {_size(self.weights)}{where}, KV cache {_size(self.kv_cache)} "
             f"({tokens:,} tokens in {self.num_blocks:,} blocks, {tokens / self.max_model_len:.1f} sequences "
             f"of {self.max_model_len:,}), activations about {_size(self.activations)}"
         )
 
 
 def plan_memory(
-    config: EngineConfig, sizes: TextSizes, max_positions: int, weights: int, dtype: torch.dtype
+    config: EngineConfig,
+    sizes: TextSizes,
+    max_positions: int,
+    weights: int,
+    dtype: torch.dtype,
+    mapped: int = 0,
 ) -> MemoryPlan:
     """Divides the budget: what weights and activations leave is for KV blocks, as many as can be of use.
 
     Args:
         max_positions: longest context that the model was made for.
-        weights: bytes of the weights that are in memory.
+        weights: bytes of all weights.
         dtype: of keys and values.
+        mapped: bytes of the weights that stay in mapped files; they leave the budget alone.
 
     Raises:
         EngineError: the budget does not hold one sequence of `max_model_len`; says what would.
@@ -67,7 +76,7 @@ def plan_memory(
     if config.kv_cache_memory_bytes is not None:
         budget, source = config.kv_cache_memory_bytes, "kv_cache_memory_bytes"
     else:
-        budget = _budget(config, weights + activations)
+        budget = _budget(config, weights - mapped + activations)
         source = "what gpu_memory_utilization leaves beside weights and activations"
     per_sequence = -(-longest // config.block_size)
     blocks = min(budget // block_bytes, per_sequence * config.max_num_seqs)
@@ -79,7 +88,7 @@ def plan_memory(
             f"({per_sequence * block_bytes:,} bytes), but {source} is {_size(max(0, budget))}: give it more, "
             f"or set max_model_len to at most {max(0, budget) // block_bytes * config.block_size:,}"
         )
-    return MemoryPlan(weights, activations, int(blocks), config.block_size, block_bytes, longest)
+    return MemoryPlan(weights, activations, int(blocks), config.block_size, block_bytes, longest, mapped)
 
 
 def open_device(name: str) -> torch.device:
@@ -125,7 +134,9 @@ def _activations(config: EngineConfig, sizes: TextSizes) -> int:
     """Rows of the widest places of a layer, logits with a copy for sampling, and one expanded matrix."""
     heads = sizes.num_attention_heads * sizes.head_dim
     widest = max(sizes.intermediate_size, sizes.moe_top_k * sizes.moe_intermediate_size)
-    row = 8 * sizes.hidden_size + 4 * heads + 3 * widest
+    # The CPU kernels hold each chosen expert's rows at once, before and after.
+    hidden = max(8, 3 + 2 * (sizes.moe_top_k + 1))
+    row = hidden * sizes.hidden_size + 4 * heads + 3 * widest
     matrix = max(heads, 2 * sizes.intermediate_size, 2 * sizes.moe_intermediate_size) * sizes.hidden_size
     logits = 3 * config.max_num_seqs * sizes.vocab_size
     return 4 * (config.max_num_batched_tokens * row + matrix + logits)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 class ProgressBar:
@@ -25,14 +25,7 @@ class ProgressBar:
         if callable(self._make):
             self._other = self._make(total=self._total, desc="Answering", dynamic_ncols=True)
         elif self._make:
-            self._rich = Progress(
-                TextColumn("Answering"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[speed]}"),
-                console=Console(stderr=True),
-            )
+            self._rich = _progress()
             self._rich.start()
             self._rich.add_task("", total=self._total, speed="")
         return self
@@ -58,3 +51,18 @@ class ProgressBar:
             self._rich.stop()
         if self._other is not None:
             self._other.close()
+
+
+def _progress() -> Progress:
+    # A start does not wait for what is only drawn.
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("Answering"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[speed]}"),
+        console=Console(stderr=True),
+    )

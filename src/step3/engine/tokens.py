@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from step3 import model
 from step3.engine.detokenizer import TokenTable
+from step3.engine.plain_tokenizer import PlainTokenizer
 from step3.engine.request import RequestError
 from step3.errors import Step3Error
 
@@ -21,7 +25,6 @@ class Tokens:
     """What turns text and chats into token ids, and ids into bytes.
 
     Attributes:
-        tokenizer: Transformers' fast tokenizer.
         processor: for pictures, or None for a checkpoint that does not see.
         table: the bytes of each token.
         marks: ids of the tokens that stand around pictures, by name.
@@ -29,9 +32,19 @@ class Tokens:
     """
 
     def __init__(
-        self, tokenizer: Any, processor: Step3Processor | None, chat_template: str | None = None
+        self,
+        tokenizer: Any,
+        processor: Step3Processor | None,
+        chat_template: str | None = None,
+        whole: Callable[[], Any] | None = None,
     ) -> None:
-        self.tokenizer, self.processor = tokenizer, processor
+        """
+        Args:
+            tokenizer: Transformers' fast tokenizer, or a `PlainTokenizer`.
+            chat_template: Jinja text.
+            whole: reads Transformers' tokenizer where `tokenizer` is a plain one.
+        """
+        self._plain, self.processor, self._whole = tokenizer, processor, whole
         self.table = TokenTable.of(tokenizer)
         self.marks: dict[str, int] = {}
         if processor is not None:
@@ -56,25 +69,20 @@ class Tokens:
         Raises:
             Step3Error: there is no tokenizer, or not one of Step3's kind.
         """
-        from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
         source = tokenizer or str(folder)
         template = _read_template(chat_template)
-        try:
-            if sees:
-                from step3.model.processing_step3 import Step3Processor
+        if sees:
+            processor = _read_processor(folder, tokenizer)
+            return cls(processor.tokenizer, processor, template)
+        plain = PlainTokenizer.read(Path(source))
+        if plain is not None:
+            return cls(plain, None, template, lambda: _read_fast_tokenizer(source))
+        return cls(_read_tokenizer(source), None, template)
 
-                processor = Step3Processor.from_pretrained(str(folder))
-                if tokenizer is not None:
-                    processor.tokenizer = PreTrainedTokenizerFast.from_pretrained(source)
-                return cls(processor.tokenizer, processor, template)
-            try:
-                own = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            except ValueError:  # a class that only other releases of Transformers have
-                own = PreTrainedTokenizerFast.from_pretrained(source)
-        except OSError as error:
-            raise Step3Error(f"{source}: no tokenizer can be read here: {error}") from None
-        return cls(own, None, template)
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """Transformers' fast tokenizer, which is read when it is first asked for."""
+        return self._plain if self._whole is None else self._whole()
 
     @property
     def image_processor(self) -> Step3ImageProcessor | None:
@@ -82,17 +90,17 @@ class Tokens:
 
     @property
     def eos_token_id(self) -> int | None:
-        return self.tokenizer.eos_token_id
+        return self._plain.eos_token_id
 
     def encode(self, text: str) -> list[int]:
         """The ids of a prompt; special tokens are understood, and the first of them is not doubled."""
-        bos = self.tokenizer.bos_token
+        bos = self._plain.bos_token
         has_start = bool(bos) and text.startswith(bos)
-        return self.tokenizer.encode(text, add_special_tokens=not has_start)
+        return self._plain.encode(text, add_special_tokens=not has_start)
 
     def encode_plain(self, text: str) -> list[int]:
         """The ids of a text alone, with nothing put before or behind it."""
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        return self._plain.encode(text, add_special_tokens=False)
 
     def render_chat(
         self,
@@ -136,10 +144,47 @@ class Tokens:
         return text, pictures
 
 
-def _default_template() -> str:
-    from step3.model import processing_step3
+def _read_processor(folder: Path, tokenizer: str | None) -> Step3Processor:
+    from transformers import PreTrainedTokenizerFast
 
-    return Path(processing_step3.__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
+    from step3.model.processing_step3 import Step3Processor
+
+    with _told(tokenizer or str(folder)):
+        processor = Step3Processor.from_pretrained(str(folder))
+        if tokenizer is not None:
+            processor.tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer)
+        return processor
+
+
+def _read_tokenizer(source: str) -> Any:
+    from transformers import AutoTokenizer
+
+    with _told(source):
+        try:
+            return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        except ValueError:  # a class that only other releases of Transformers have
+            return _read_fast_tokenizer(source)
+
+
+def _read_fast_tokenizer(source: str) -> Any:
+    """Without the model's configuration, whose import takes seconds."""
+    from transformers import PreTrainedTokenizerFast
+
+    with _told(source):
+        return PreTrainedTokenizerFast.from_pretrained(source)
+
+
+@contextmanager
+def _told(source: str) -> Iterator[None]:
+    """Errors of reading say what could not be read."""
+    try:
+        yield
+    except OSError as error:
+        raise Step3Error(f"{source}: no tokenizer can be read here: {error}") from None
+
+
+def _default_template() -> str:
+    return (Path(model.__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")
 
 
 def _read_template(given: str | None) -> str | None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from step3.checkpoint import Checkpoint, Part
+from step3.errors import Step3Error
 from step3.ffn.call import FFNCall
 from step3.ffn.split import WHOLE, Piece
+from step3.kernels.cpu import open_library, why_not
+from step3.kernels.cpu.ffn import CpuSwiGLU, PackedFFN
+from step3.kernels.cpu.weights import InPlace, Packing, Placement, Workspace
 from step3.kernels.experts import SwiGLU, experts_swiglu, swiglu
-from step3.kernels.linear import BlockFp8, Weight, fuse
+from step3.kernels.linear import BlockFp8, Weight, fuse, stored_weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +36,7 @@ class LayerFFN:
 class FFNShard:
     """Computes calls with the part of every FFN that it holds."""
 
-    def __init__(self, layers: list[LayerFFN]) -> None:
+    def __init__(self, layers: Sequence[LayerFFN | PackedFFN]) -> None:
         self._layers = layers
 
     @classmethod
@@ -42,14 +46,30 @@ class FFNShard:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
         piece: Piece = WHOLE,
+        in_place: bool = False,
+        int8: bool = False,
     ) -> FFNShard:
         """Reads a piece of every layer; plain weights become `dtype`, block-fp8 stays as it is stored.
 
+        Args:
+            in_place: use the weights from the mapped files instead of reading them; for the CPU kernels.
+            int8: let the CPU kernels round activations to 8 bits where many rows meet block-fp8 weights.
+
         Raises:
-            CheckpointError: a tensor is missing or misshapen, or the piece cuts through a block of 128.
+            CheckpointError: a tensor is missing or misshapen, or the piece cuts through a block of 128; it is
+                to stay in place but cannot be mapped, or is of another dtype than bfloat16 and block-fp8.
+            Step3Error: weights are to stay in place, but the CPU kernels cannot compute this.
         """
         sizes = checkpoint.config.text
         first = piece.experts.start if piece.experts else 0
+        if dtype == torch.bfloat16 and torch.device(device).type == "cpu" and (library := open_library()):
+            placement = (InPlace if in_place else Packing)(library, int8=int8)
+            return cls(_packed_layers(checkpoint, placement, piece, first))
+        if in_place:
+            raise Step3Error(
+                "FFN weights can be used in place by the CPU kernels only, in bfloat16"
+                + ("" if open_library() else f"; {why_not()}")
+            )
 
         def read(part: Part | None, name: str) -> SwiGLU | None:
             return _swiglu(checkpoint.load(part, dtype=dtype, device=device), name) if part else None
@@ -65,13 +85,24 @@ class FFNShard:
         return cls(layers)
 
     @property
+    def packed(self) -> list[PackedFFN] | None:
+        """The layers, where the CPU kernels compute them all."""
+        packed = [layer for layer in self._layers if isinstance(layer, PackedFFN)]
+        return packed if len(packed) == len(self._layers) else None
+
+    @property
     def nbytes(self) -> int:
         """Memory of the weights."""
-        return sum(weight.nbytes for layer in self._layers for weight in _weights(layer))
+        return sum(
+            layer.nbytes if isinstance(layer, PackedFFN) else sum(weight.nbytes for weight in _weights(layer))
+            for layer in self._layers
+        )
 
     def forward(self, call: FFNCall) -> Tensor:
         """The shard's part of the layer's output, `[tokens, hidden]` in the dtype of `call.x`."""
         ffn = self._layers[call.layer]
+        if isinstance(ffn, PackedFFN):
+            return ffn.forward(call.x, call.expert_ids, call.expert_weights)
         always = None if ffn.always is None else swiglu(call.x, ffn.always)
         if ffn.experts is None or call.expert_ids is None or call.expert_weights is None:
             return torch.zeros_like(call.x) if always is None else always
@@ -96,3 +127,31 @@ def _weights(layer: LayerFFN) -> Iterator[Weight]:
     for ffn in (layer.always, layer.experts):
         if ffn is not None:
             yield from (*ffn.gate_up, ffn.down)
+
+
+def _packed_layers(checkpoint: Checkpoint, placement: Placement, piece: Piece, first: int) -> list[PackedFFN]:
+    """A piece of every layer, straight from the mapped files where their data is aligned."""
+    sizes, workspace = checkpoint.config.text, Workspace(placement.library)
+
+    def read(part: Part | None, name: str) -> CpuSwiGLU | None:
+        if part is None:
+            return None
+        tensors, mapped = checkpoint.matrices(part, placement.in_place)
+        if f"{name}.down_proj.weight" not in tensors:
+            return None
+        gate, up, down = (
+            stored_weight(tensors, f"{name}.{projection}.weight")
+            for projection in ("gate_proj", "up_proj", "down_proj")
+        )
+        return CpuSwiGLU.take(placement, gate, up, down, mapped=mapped)
+
+    layers = []
+    for layer in range(sizes.num_hidden_layers):
+        at = f"model.layers.{layer}"
+        if layer in sizes.moe_layers:
+            shared = read(piece.always_part(layer, sizes.share_expert_dim), f"{at}.share_expert")
+            layers.append(PackedFFN(workspace, shared, read(piece.routed_part(layer), f"{at}.moe"), first))
+        else:
+            always = read(piece.always_part(layer, sizes.intermediate_size), f"{at}.mlp")
+            layers.append(PackedFFN(workspace, always))
+    return layers

@@ -5,6 +5,11 @@ names its blocks in order, and a token's slot is `block * block_size + offset`. 
 dtype or float8_e4m3fn without a scale (values beyond ±448 saturate).
 
 What depends on the batch alone is prepared once a step (`prepare`) and serves every layer (`attend`).
+
+In float32 on a CPU a token's output depends on its own context alone, to the last bit: not on the batch, nor
+on where its prompt was cut into chunks. The order of a sum depends on how many keys a product has; so a
+token's keys are counted up to the next of few widths (masked beyond its own), and only tokens of one width
+are computed together.
 """
 
 from __future__ import annotations
@@ -17,13 +22,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from step3.kernels.linear import ROWS, whole_rows
+
 FP8 = torch.float8_e4m3fn
 FP8_MAX = torch.finfo(FP8).max
 
 SHORT_QUERY = 16
-"""Sequences with at most this many new tokens are computed together, padded to the longest context."""
-MIN_FILL = 0.7
-"""A sequence joins others only if its context is at least this part of their longest."""
+"""At most this many tokens of a sequence are computed together with equally many of others."""
 MAX_MASK = 1 << 24
 """Elements of the largest mask; more sequences or query tokens are computed one after the other."""
 
@@ -47,13 +52,13 @@ class Paging:
 
 @dataclass(frozen=True, eq=False)
 class _Together:
-    """Sequences with equally many new tokens: one batched product, query heads as its rows."""
+    """Equally many new tokens of some sequences: one batched product, query heads as its rows."""
 
     rows: Tensor | slice
     blocks: Tensor
     sequences: int
     tokens: int
-    mask: Tensor | None
+    mask: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +67,7 @@ class _Alone:
 
     rows: slice
     blocks: Tensor
-    context: int
-    mask: Tensor | None
-    is_causal: bool
+    mask: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,103 +78,99 @@ class AttentionPlan:
     alone: tuple[_Alone, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class _Runs:
+    """Successive new tokens of one sequence whose keys are counted alike; all `[runs]` int64.
+
+    Attributes:
+        start, tokens: their rows.
+        seen: keys that the last of them sees.
+        width: blocks that each of them reads.
+        table_row: the sequence's row of the block tables.
+    """
+
+    start: np.ndarray
+    tokens: np.ndarray
+    seen: np.ndarray
+    width: np.ndarray
+    table_row: np.ndarray
+
+
+def _widths(blocks: np.ndarray) -> np.ndarray:
+    """The next power of two, or one and a half times a power of two."""
+    power = 1 << (np.frexp(blocks)[1].astype(np.int64) - 1)
+    return np.where(blocks == power, power, np.where(2 * blocks <= 3 * power, 3 * power // 2, 2 * power))
+
+
+def _runs(paging: Paging, block_size: int) -> _Runs:
+    lengths = paging.query_lengths
+    sequence = np.repeat(np.arange(len(lengths)), lengths)
+    ends = lengths.cumsum()
+    seen = np.arange(1, len(sequence) + 1) + np.repeat(paging.context_lengths - ends, lengths)
+    width = _widths(-(-seen // block_size))
+    begins = (np.diff(sequence, prepend=-1) != 0) | (np.diff(width, prepend=0) != 0)
+    start = np.flatnonzero(begins)
+    tokens = np.diff(start, append=len(sequence))
+    rows = paging.table_rows[sequence[start]]
+    return _Runs(start, tokens, seen[start + tokens - 1], width[start], rows)
+
+
 def prepare(paging: Paging, block_size: int, heads: int, device: torch.device) -> AttentionPlan:
-    """Decides which sequences are computed together, and makes their indices and masks."""
-    lengths, contexts = paging.query_lengths, paging.context_lengths
-    starts = lengths.cumsum() - lengths
-    if starts[-1] == len(starts) - 1 and lengths[-1] == 1:
-        decodes = _similar(contexts, np.arange(len(contexts)), 1)
-        return AttentionPlan(
-            tuple(_together(paging, group, 1, starts, block_size, heads, device) for group in decodes), ()
-        )
+    """Decides which tokens are computed together, and makes their indices and masks."""
+    runs = _runs(paging, block_size)
+    mask_rows = np.where(runs.tokens > 1, runs.tokens * heads, 1)
+    width = runs.width * block_size
+    is_short = (runs.tokens <= SHORT_QUERY) & (mask_rows * width <= MAX_MASK)
+    alike = runs.tokens * (1 << 32) + runs.width
     together: list[_Together] = []
-    is_short = (lengths == 1) | ((lengths <= SHORT_QUERY) & (lengths * heads * contexts <= MAX_MASK))
-    for tokens in np.unique(lengths[is_short]).tolist():
-        sequences = np.flatnonzero(is_short & (lengths == tokens))
-        together += [
-            _together(paging, group, tokens, starts, block_size, heads, device)
-            for group in _similar(contexts, sequences, tokens * heads if tokens > 1 else 1)
-        ]
+    for kind in np.unique(alike[is_short]):
+        group = np.flatnonzero(is_short & (alike == kind))
+        most = max(1, MAX_MASK // int(mask_rows[group[0]] * width[group[0]]))
+        for begin in range(0, len(group), most):
+            together.append(_together(paging, runs, group[begin : begin + most], block_size, heads, device))
     alone = [
         part
-        for sequence in np.flatnonzero(~is_short).tolist()
-        for part in _alone(paging, sequence, int(starts[sequence]), block_size, device)
+        for run in np.flatnonzero(~is_short).tolist()
+        for part in _alone(paging, runs, run, block_size, device)
     ]
     return AttentionPlan(tuple(together), tuple(alone))
 
 
-def _similar(contexts: np.ndarray, sequences: np.ndarray, mask_rows: int) -> Iterator[np.ndarray]:
-    """Groups of sequences whose contexts are of like length, and whose mask is not too large."""
-    own = contexts[sequences]
-    longest = own.max()
-    if own.min() >= MIN_FILL * longest and len(own) * mask_rows * longest <= MAX_MASK:
-        yield sequences
-        return
-    order = np.argsort(-own, kind="stable")
-    by_context = own[order].tolist()
-    begin = 0
-    for i in range(1, len(by_context) + 1):
-        longest = by_context[begin]
-        if (
-            i == len(by_context)
-            or by_context[i] < MIN_FILL * longest
-            or (i - begin + 1) * mask_rows * longest > MAX_MASK
-        ):
-            # Within a group the order is that of the batch: rows that lie side by side need no gathering.
-            yield np.sort(sequences[order[begin:i]])
-            begin = i
+def _blocks(paging: Paging, runs: _Runs, group: np.ndarray, block_size: int) -> np.ndarray:
+    """Blocks that the runs read, `[len(group), width]`."""
+    # Beyond what a run sees it reads its last block again, which nobody else writes to.
+    columns = np.minimum(np.arange(runs.width[group[0]]), (runs.seen[group, None] - 1) // block_size)
+    return paging.block_tables[runs.table_row[group, None], columns]
 
 
 def _together(
-    paging: Paging,
-    group: np.ndarray,
-    tokens: int,
-    starts: np.ndarray,
-    block_size: int,
-    heads: int,
-    device: torch.device,
+    paging: Paging, runs: _Runs, group: np.ndarray, block_size: int, heads: int, device: torch.device
 ) -> _Together:
-    contexts = paging.context_lengths[group, None]
-    width = -(-int(contexts.max()) // block_size)
-    # Beyond its context a sequence reads its own last block again, which nobody else writes to.
-    columns = np.minimum(np.arange(width), (contexts - 1) // block_size)
-    blocks = paging.block_tables[paging.table_rows[group, None], columns]
-    mask = None
-    if tokens > 1 or (contexts != width * block_size).any():
-        seen = contexts - np.arange(tokens - 1, -1, -1)
-        visible = np.arange(width * block_size) < seen[:, :, None]
-        if tokens > 1:
-            visible = visible.repeat(heads, 1)
-        mask = torch.from_numpy(visible[:, None]).to(device)
-    first, last = int(starts[group[0]]), int(starts[group[-1]])
+    tokens, width = int(runs.tokens[group[0]]), int(runs.width[group[0]]) * block_size
+    seen = runs.seen[group, None] - np.arange(tokens - 1, -1, -1)
+    visible = np.arange(width) < seen[:, :, None]
+    if tokens > 1:
+        padding = np.ones((len(group), -tokens * heads % ROWS, width), np.bool_)
+        visible = np.concatenate((visible.repeat(heads, 1), padding), 1)
+    starts = runs.start[group]
+    first, last = int(starts[0]), int(starts[-1])
     rows: Tensor | slice = slice(first, last + tokens)
     if last - first != (len(group) - 1) * tokens:
-        rows = torch.from_numpy((starts[group, None] + np.arange(tokens)).ravel()).to(device)
-    return _Together(rows, torch.from_numpy(blocks.ravel()).to(device), len(group), tokens, mask)
+        rows = torch.from_numpy((starts[:, None] + np.arange(tokens)).ravel()).to(device)
+    blocks = torch.from_numpy(_blocks(paging, runs, group, block_size).ravel()).to(device)
+    return _Together(rows, blocks, len(group), tokens, torch.from_numpy(visible[:, None]).to(device))
 
 
-def _alone(
-    paging: Paging, sequence: int, start: int, block_size: int, device: torch.device
-) -> Iterator[_Alone]:
-    length, context = int(paging.query_lengths[sequence]), int(paging.context_lengths[sequence])
-    first = context - length
-    table = paging.block_tables[paging.table_rows[sequence], : -(-context // block_size)]
-    blocks = torch.tensor(table, device=device)
-    if first == 0:
-        yield _Alone(slice(start, start + length), blocks, context, None, True)
-        return
-    tile = max(1, MAX_MASK // context)
-    for begin in range(0, length, tile):
-        end = min(length, begin + tile)
-        seen = first + end
-        mask = np.arange(seen) <= np.arange(first + begin, seen)[:, None]
-        yield _Alone(
-            slice(start + begin, start + end),
-            blocks[: -(-seen // block_size)],
-            seen,
-            torch.from_numpy(mask).to(device),
-            False,
-        )
+def _alone(paging: Paging, runs: _Runs, run: int, block_size: int, device: torch.device) -> Iterator[_Alone]:
+    blocks = torch.from_numpy(_blocks(paging, runs, np.array([run]), block_size)[0]).to(device)
+    start, tokens = int(runs.start[run]), int(runs.tokens[run])
+    width, first = int(runs.width[run]) * block_size, int(runs.seen[run]) - tokens
+    tile = max(1, MAX_MASK // width)
+    for begin in range(0, tokens, tile):
+        end = min(tokens, begin + tile)
+        padded = -(-(end - begin) // ROWS) * ROWS
+        mask = np.arange(width) <= first + np.arange(begin, begin + padded)[:, None]
+        yield _Alone(slice(start + begin, start + end), blocks, torch.from_numpy(mask).to(device))
 
 
 def write(keys: Tensor, values: Tensor, slots: Tensor, key: Tensor, value: Tensor) -> None:
@@ -220,25 +219,24 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, plan: AttentionPlan, sca
     for part in plan.together:
         lead = (part.sequences, 1)
         mixed = F.scaled_dot_product_attention(
-            query[part.rows].reshape(*lead, part.tokens * heads, head_dim),
+            whole_rows(query[part.rows].reshape(*lead, part.tokens * heads, head_dim)),
             _gather(keys, part.blocks, query.dtype).view(*lead, -1, head_dim),
             _gather(values, part.blocks, query.dtype).view(*lead, -1, head_dim),
             attn_mask=part.mask,
             scale=scale,
         )
-        output[part.rows] = mixed.view(-1, heads, head_dim)
+        output[part.rows] = mixed[:, :, : part.tokens * heads].reshape(-1, heads, head_dim)
     for chunk in plan.alone:
-        key = _gather(keys, chunk.blocks, query.dtype).view(-1, head_dim)[: chunk.context]
-        value = _gather(values, chunk.blocks, query.dtype).view(-1, head_dim)[: chunk.context]
+        key = _gather(keys, chunk.blocks, query.dtype).view(-1, head_dim)
+        value = _gather(values, chunk.blocks, query.dtype).view(-1, head_dim)
         mixed = F.scaled_dot_product_attention(
-            query[chunk.rows].transpose(0, 1)[None],
+            whole_rows(query[chunk.rows].transpose(0, 1)[None]),
             key.expand(1, heads, -1, -1),
             value.expand(1, heads, -1, -1),
             attn_mask=chunk.mask,
-            is_causal=chunk.is_causal,
             scale=scale,
         )
-        output[chunk.rows] = mixed[0].transpose(0, 1)
+        output[chunk.rows] = mixed[0, :, : chunk.rows.stop - chunk.rows.start].transpose(0, 1)
     return output
 
 

@@ -5,7 +5,7 @@ Activations are never quantised: `linear(x, w)` is `x @ (q * scale).T` in the dt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -15,6 +15,9 @@ from torch.nn import functional as F
 
 BLOCK = 128
 """Side of the square blocks that share a scale."""
+
+ROWS = 4
+"""MKL multiplies fewer rows than these, and what is left over of them, in another order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +49,12 @@ Weight: TypeAlias = Tensor | BlockFp8
 """A matrix `[rows, columns]`, or one for each expert `[experts, rows, columns]`."""
 
 
+def stored_weight(tensors: Mapping[str, Tensor], name: str) -> Weight:
+    """A checkpoint's weight by its name, with the scales that stand beside it where it is block-fp8."""
+    scale = tensors.get(f"{name}_scale_inv")
+    return tensors[name] if scale is None else BlockFp8(tensors[name], scale)
+
+
 def expand(weight: Weight, dtype: torch.dtype) -> Tensor:
     """The weight's values `[..., rows, columns]` in `dtype`; products with the scale are made in float32."""
     if isinstance(weight, Tensor):
@@ -61,8 +70,20 @@ def expand(weight: Weight, dtype: torch.dtype) -> Tensor:
 
 
 def linear(x: Tensor, weight: Weight) -> Tensor:
-    """`x` `[..., columns]` times the matrix, transposed: `[..., rows]` in the dtype of `x`."""
-    return F.linear(x, expand(weight, x.dtype))
+    """`x` `[..., columns]` times the matrix, transposed: `[..., rows]` in the dtype of `x`.
+
+    In float32 on a CPU a row's result does not depend on how many rows there are.
+    """
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        return F.linear(x, expand(weight, x.dtype))
+    rows = x.reshape(-1, x.shape[-1])
+    return F.linear(whole_rows(rows), expand(weight, x.dtype))[: len(rows)].view(*x.shape[:-1], -1)
+
+
+def whole_rows(x: Tensor) -> Tensor:
+    """Rows of no meaning behind those of `x` `[..., rows, columns]`, up to a multiple of `ROWS`."""
+    missing = -x.shape[-2] % ROWS
+    return F.pad(x, (0, 0, 0, missing)) if missing else x
 
 
 def fuse(weights: Sequence[Weight]) -> tuple[Weight, ...]:

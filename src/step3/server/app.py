@@ -20,6 +20,7 @@ import step3
 from step3.server.answering import Answering
 from step3.server.body import BoundedRoute
 from step3.server.chat import ChatAnswer, chat_question
+from step3.server.cluster import add_cluster
 from step3.server.completions import CompletionAnswer
 from step3.server.config import ServerConfig
 from step3.server.engine_client import EngineFailure
@@ -74,6 +75,7 @@ def make_app(config: ServerConfig, supervisor: Supervisor, pictures: PictureSour
     _add_messages(app, answering)
     _add_tokens(app, answering)
     _add_models(app, answering)
+    add_cluster(app, answering)
     responses = Counter[tuple[str, int]]()
     _add_state(app, supervisor, responses)
     describe(app)

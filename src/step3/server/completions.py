@@ -62,17 +62,12 @@ class CompletionAnswer:
 
     async def _pieces(self) -> AsyncGenerator[Piece, None]:
         with self._answering.room((self._body.n or 1) * len(self._body.prompts)):
-            async with aclosing(self._of_prompts()) as pieces:
+            of_prompts = self._of_prompt(0) if len(self._body.prompts) == 1 else self._of_prompts()
+            async with aclosing(of_prompts) as pieces:
                 async for piece in pieces:
                     yield piece
 
     async def _of_prompts(self) -> AsyncGenerator[Piece, None]:
-        prompts = self._body.prompts
-        if len(prompts) == 1:
-            async with aclosing(self._of_prompt(0)) as pieces:
-                async for piece in pieces:
-                    yield piece
-            return
         # The prompts are answered beside each other; the first that fails ends them all.
         found: asyncio.Queue[Piece | RequestFault | None] = asyncio.Queue()
 
@@ -85,7 +80,7 @@ class CompletionAnswer:
             except RequestFault as fault:
                 found.put_nowait(fault)
 
-        tasks = [asyncio.create_task(answer(number)) for number in range(len(prompts))]
+        tasks = [asyncio.create_task(answer(number)) for number in range(len(self._body.prompts))]
         try:
             unfinished = len(tasks)
             while unfinished:

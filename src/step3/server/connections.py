@@ -4,11 +4,13 @@ not read."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+_LINGER_SECONDS = 2.0
+"""How long a client has to read why its request was refused before it was all there."""
 
 
 @dataclass(frozen=True)
@@ -32,50 +34,62 @@ def limited(limits: ConnectionLimits) -> type[asyncio.Protocol]:
     class LimitedProtocol(HttpToolsProtocol):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            self._limit: asyncio.TimerHandle | None = None
+            self._waits_for_head: asyncio.TimerHandle | None = None
+            self._waits_for_client: asyncio.TimerHandle | None = None
+            self._lingers: asyncio.TimerHandle | None = None
             self._head_bytes: int | None = 0
+            self._is_request_complete = True
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            self._hang_up_after(limits.head_seconds)
+            self._waits_for_head = self.loop.call_later(limits.head_seconds, transport.abort)
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._relax()
+            for timer in (self._waits_for_head, self._waits_for_client, self._lingers):
+                _cancel(timer)
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
+            super().data_received(data)
             if self._head_bytes is not None:
                 self._head_bytes += len(data)
-            super().data_received(data)
-            if self._head_bytes is not None and self._head_bytes > limits.head_bytes:
-                self.transport.abort()
+                if self._head_bytes > limits.head_bytes:
+                    self.transport.abort()
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
-            self._head_bytes = 0
-            self._hang_up_after(limits.head_seconds)
+            self._head_bytes, self._is_request_complete = 0, False
+            _cancel(self._waits_for_head)
+            self._waits_for_head = self.loop.call_later(limits.head_seconds, self.transport.abort)
 
         def on_headers_complete(self) -> None:
             self._head_bytes = None
-            self._relax()
+            _cancel(self._waits_for_head)
             super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            self._is_request_complete = True
+            _cancel(self._lingers)
+            super().on_message_complete()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            # What is left of a request that was refused is not read for long.
+            if not self._is_request_complete and not self.transport.is_closing():
+                self._lingers = self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
 
         def pause_writing(self) -> None:
             super().pause_writing()
-            self._hang_up_after(limits.write_seconds)
+            _cancel(self._waits_for_client)
+            self._waits_for_client = self.loop.call_later(limits.write_seconds, self.transport.abort)
 
         def resume_writing(self) -> None:
             super().resume_writing()
-            self._relax()
-
-        def _hang_up_after(self, seconds: float) -> None:
-            self._relax()
-            hang_up: Callable[[], None] = self.transport.abort
-            self._limit = self.loop.call_later(seconds, hang_up)
-
-        def _relax(self) -> None:
-            if self._limit is not None:
-                self._limit.cancel()
-                self._limit = None
+            _cancel(self._waits_for_client)
 
     return LimitedProtocol
+
+
+def _cancel(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()

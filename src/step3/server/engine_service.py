@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from jinja2 import TemplateError
 from PIL import Image
 
+from step3.cluster.async_llm import ClusterLLM
+from step3.cluster.config import wants_cluster
 from step3.engine.async_llm import AsyncLLM
 from step3.engine.detokenizer import TokenTable
 from step3.engine.outputs import CompletionOutput, Logprob, RequestOutput
 from step3.engine.request import RequestError
 from step3.engine.sampling.params import RequestOutputKind, SamplingParams
 from step3.engine.sampling.tool_grammar import tool_call_form
+from step3.errors import Step3Error
 from step3.model.pictures import FORMATS, PictureError
 from step3.server.literal_text import LiteralText
 from step3.server.reasoning import THINK, THINK_END
 from step3.server.tool_calls import CALL_END
+
+_ONE_THREAD_BYTES = 64 << 20
+"""Weights under this are read so fast that a second thread costs more, waited for at every operation, than it
+gives: the HTTP process and clients want the other cores."""
 
 _DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -29,11 +38,16 @@ class EngineService:
     def __init__(self, options: Mapping[str, Any], max_waiting: int, max_pixels: int) -> None:
         """
         Args:
-            options: of `step3.engine.config.EngineConfig`.
+            options: of `step3.engine.config.EngineConfig`, and of `step3.cluster.config.ClusterConfig` for
+                more than one process.
             max_waiting: requests that may wait.
             max_pixels: largest width × height of a picture.
         """
-        self._llm = AsyncLLM(**options, max_waiting=max_waiting)
+        kind = ClusterLLM if wants_cluster(options) else AsyncLLM
+        self._llm: AsyncLLM | ClusterLLM = kind(**options, max_waiting=max_waiting)
+        is_small = self._llm.config.device == "cpu" and self._llm.memory.weights < _ONE_THREAD_BYTES
+        if is_small and isinstance(self._llm, AsyncLLM):
+            self._llm.set_threads(1)
         self._tokenizer = self._llm.get_tokenizer()
         self._table = TokenTable.of(self._tokenizer)
         self._text = LiteralText(self._tokenizer)
@@ -49,6 +63,7 @@ class EngineService:
             "count_tokens": self.count_tokens,
             "detokenize": self.detokenize,
             "statistics": self.statistics,
+            "cluster": self.cluster,
         }
 
     @property
@@ -117,7 +132,26 @@ class EngineService:
         yield self._tokenizer.decode(ids, skip_special_tokens=False)
 
     async def statistics(self, _: Any) -> AsyncGenerator[Any, None]:
-        yield asdict(self._llm.get_statistics())
+        told = asdict(self._llm.get_statistics())
+        if isinstance(self._llm, ClusterLLM):
+            told["cluster"] = self._llm.front.describe()
+        yield told
+
+    async def cluster(self, asked: Mapping[str, Any]) -> AsyncGenerator[Any, None]:
+        """What `Front.describe`, `trace` or `change` give.
+
+        Raises:
+            RequestError: this server is one process.
+        """
+        if not isinstance(self._llm, ClusterLLM):
+            raise RequestError("this server is one process: start it with --ffn-instances to have more")
+        front = self._llm.front
+        if asked["action"] == "describe":
+            yield front.describe()
+        elif asked["action"] == "trace":
+            yield await asyncio.to_thread(front.trace, asked["seconds"])
+        else:
+            yield front.change(asked["action"], asked["role"], asked["number"])
 
     async def _answer(
         self, prompt: Any, params: Mapping[str, Any], asked: Mapping[str, Any], in_reasoning: bool = False
@@ -137,7 +171,12 @@ class EngineService:
         for message in asked["messages"]:
             self._check_pictures(message)
         messages, tools = self._text.protect(asked["messages"]), self._text.protect(asked["tools"])
-        prompt: Any = await self._llm.render_chat(messages, tools, **asked["template"])
+        try:
+            prompt: Any = await self._llm.render_chat(messages, tools, **asked["template"])
+        except (TemplateError, ValueError) as error:
+            if isinstance(error, Step3Error):
+                raise
+            raise RequestError("the model's chat template cannot take these messages") from None
         self._check_characters(prompt["prompt"])
         return self._text.encode(prompt["prompt"]), prompt["multi_modal_data"]["image"]
 

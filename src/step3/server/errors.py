@@ -53,12 +53,16 @@ class RequestFault(HTTPException):
         self.param, self.code = param, code
 
 
+def error_kind(status: int) -> str:
+    """What OpenAI calls an error with this status."""
+    return _TYPES.get(status, "invalid_request_error" if status < 500 else "internal_error")
+
+
 def error_body(
     status: int, message: str, param: str | None = None, code: str | None = None
 ) -> dict[str, Any]:
     """The JSON object of an error."""
-    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "internal_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return {"error": {"message": message, "type": error_kind(status), "param": param, "code": code}}
 
 
 def messages_error(status: int, message: str) -> dict[str, Any]:

@@ -202,9 +202,19 @@ class CountTokensRequest(Strict):
             raise ValueError("tool_choice asks for a call, but there are no tools")
         if forces and self.output_config is not None and self.output_config.format is not None:
             raise ValueError("a tool call and another form of the answer cannot both be asked for")
-        if self.is_continued and self.thinks:
-            raise ValueError("the last message may be the assistant's only where thinking is disabled")
+        if self.is_continued:
+            self._check_continued()
         return self
+
+    def _check_continued(self) -> None:
+        if self.thinks:
+            raise ValueError("the last message may be the assistant's only where thinking is disabled")
+        [turn] = self.messages[-1].turns()
+        text = turn.content
+        if turn.tool_calls or turn.reasoning_content or not isinstance(text, str) or not text.strip():
+            raise ValueError("the last message, if it is the assistant's, must be text that goes on")
+        if text != text.rstrip() or "</think>" in text:
+            raise ValueError("the text that goes on may not end with white space, nor hold </think>")
 
     @property
     def turns(self) -> list[Message]:

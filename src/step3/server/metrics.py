@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from step3.server.cluster import metrics as cluster_metrics
+from step3.server.errors import error_kind
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -55,16 +59,32 @@ def _lines(
     yield from _head("http_responses_total", "counter", "HTTP responses by path and status.")
     for (path, status), count in sorted(responses.items()):
         yield f'step3_http_responses_total{{path="{path}",status="{status}"}} {count}'
+    yield from _head("request_errors_total", "counter", "Requests that were refused or failed, by kind.")
+    errors = Counter[str]()
+    for (_, status), count in responses.items():
+        if status >= 400:
+            errors[error_kind(status)] += count
+    for kind, count in sorted(errors.items()):
+        yield f'step3_request_errors_total{{kind="{kind}"}} {count}'
     if statistics is None:
         return
     for name, kind, what, field in _VALUES:
         yield from _head(name, kind, what)
         yield f"step3_{name} {statistics[field]}"
+    drafted, accepted = statistics["speculation"]["drafted"], statistics["speculation"]["accepted"]
+    yield from _head("spec_decode_num_draft_tokens_total", "counter", "Drafts that were tried.")
+    yield f"step3_spec_decode_num_draft_tokens_total {drafted}"
+    yield from _head("spec_decode_num_accepted_tokens_total", "counter", "Drafts that were right.")
+    yield f"step3_spec_decode_num_accepted_tokens_total {accepted}"
+    yield from _head("spec_decode_acceptance", "gauge", "Part of the drafts that were right, 0 to 1.")
+    yield f"step3_spec_decode_acceptance {accepted / drafted if drafted else 0.0}"
     yield from _head("request_success_total", "counter", "Finished requests by finish reason.")
     for reason, count in sorted(statistics["finished"].items()):
         yield f'step3_request_success_total{{finished_reason="{reason}"}} {count}'
     for name, what, field in _HISTOGRAMS:
         yield from _histogram(name, what, statistics[field])
+    if statistics.get("cluster"):
+        yield from cluster_metrics(statistics["cluster"])
 
 
 def _histogram(name: str, what: str, histogram: Mapping[str, Any]) -> Iterator[str]:

@@ -18,7 +18,7 @@ import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from urllib.parse import urljoin
 
@@ -26,6 +26,8 @@ from step3.server.errors import RequestFault
 
 MAX_URL_CHARACTERS = 2048
 MAX_HEAD_BYTES = 32 << 10
+MAX_ADDRESSES = 3
+"""Of a host, that are tried."""
 MAX_TOGETHER = 16
 """Pictures that are fetched at the same time, of all requests."""
 
@@ -111,7 +113,7 @@ class PictureSource:
                 raise FetchError("the picture's host has no address")
             if not all(map(is_public, addresses)):
                 raise FetchError("the picture's host is not on the public internet")
-            async with self._connected(addresses[0], host) as (reader, writer):
+            async with self._connected(addresses, host) as (reader, writer):
                 writer.write(_request(host, target))
                 status, headers = await _read_head(reader)
                 if status == 200:
@@ -144,9 +146,16 @@ class PictureSource:
 
     @asynccontextmanager
     async def _connected(
-        self, address: str, host: str
+        self, addresses: list[str], host: str
     ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        reader, writer = await self._connect(address, host)
+        """A connection to the first of the addresses that takes one."""
+        *others, last = addresses[:MAX_ADDRESSES]
+        for address in others:
+            with suppress(OSError):
+                reader, writer = await self._connect(address, host)
+                break
+        else:
+            reader, writer = await self._connect(last, host)
         try:
             peer = writer.get_extra_info("peername")
             if peer is None or not is_public(str(peer[0])):

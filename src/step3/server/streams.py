@@ -17,6 +17,9 @@ Result = TypeVar("Result")
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
+_AT_ONCE = 4
+"""Events after which others have their turn, and that a client has gone can be noticed: neither does while
+events are at hand, and asyncio warns of each that is written to a connection that is lost."""
 _JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -113,9 +116,13 @@ class EventStream(Response):
         with suppress(StopAsyncIteration):
             await send({"type": "http.response.body", "body": await self._first, "more_body": True})
             # From here on no task stands between generator and client: it would be half an event's cost.
+            sent = 0
             async for body in self._events:
                 self._last_sent = loop.time()
                 await send({"type": "http.response.body", "body": body, "more_body": True})
+                sent += 1
+                if sent % _AT_ONCE == 0:
+                    await asyncio.sleep(0)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _keep_alive(self, send: Send) -> None:

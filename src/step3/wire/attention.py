@@ -9,17 +9,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from step3.wire import codec
+from step3.wire.codec import Fp8
 from step3.wire.connection import Connection, Peer
 from step3.wire.endpoint import Endpoint
 from step3.wire.errors import FrameError, NoSlotError, WireError
 from step3.wire.events import Answer, Event, Failed, Late, Ticket, Times
-from step3.wire.formats import Format, Shapes, Timing
+from step3.wire.formats import BLOCK, DEFAULT_SPIN, Format, Shapes, Timing
 from step3.wire.frames import Header, Kind
 from step3.wire.handshake import Role
-from step3.wire.layout import CallViews, call_layout
+from step3.wire.layout import CallLayout, CallViews, call_layout
 
 log = logging.getLogger("step3.wire")
 
@@ -27,7 +29,7 @@ log = logging.getLogger("step3.wire")
 @dataclass
 class _Outstanding:
     ticket: Ticket
-    layer_format: Format
+    partials: Format
     deadline: float
     forgotten: bool = False
 
@@ -50,6 +52,8 @@ class AttentionEndpoint(Endpoint):
     The others are those of `Endpoint`.
     """
 
+    _takes_all = False
+
     def __init__(
         self,
         instance: int,
@@ -61,11 +65,12 @@ class AttentionEndpoint(Endpoint):
         epoch: int = 0,
         timing: Timing | None = None,
         tls: ssl.SSLContext | None = None,
-        spin: float = 0.0,
+        spin: float = DEFAULT_SPIN,
+        checksums: bool = False,
     ) -> None:
         if partials is Format.FP8:
             raise WireError("partial sums travel as bfloat16 or float32, not as fp8")
-        super().__init__(Role.ATTENTION, instance, shapes, secret, epoch, timing, tls, spin)
+        super().__init__(Role.ATTENTION, instance, shapes, secret, epoch, timing, tls, spin, checksums)
         self._activations, self._partials = activations, partials
         self._accounts: dict[Connection, _Account] = {}
         self._calls = 0
@@ -75,7 +80,7 @@ class AttentionEndpoint(Endpoint):
         peers: Sequence[Peer],
         lane: int,
         layer: int,
-        x: Tensor,
+        x: Tensor | Fp8,
         expert_ids: Tensor | None = None,
         expert_weights: Tensor | None = None,
         timeout: float | None = None,
@@ -84,8 +89,8 @@ class AttentionEndpoint(Endpoint):
 
         Args:
             lane: a number for the answer to carry.
-            x: `[tokens, hidden]`, normed; any float dtype and device. It may be changed as soon as this
-            returns.
+            x: `[tokens, hidden]`, normed; any float dtype and device, or fp8 that is already encoded if that
+                is the endpoint's format. It may be changed as soon as this returns.
             expert_ids: `[tokens, top_k]`, any integer dtype; None in a layer without experts.
             expert_weights: `[tokens, top_k]`.
             timeout: seconds after which a `Late` tells that the answer has not come.
@@ -96,18 +101,19 @@ class AttentionEndpoint(Endpoint):
         Raises:
             PeerGoneError: a peer is gone. Nothing was sent to anyone.
             NoSlotError: a peer has no slot left. Nothing was sent to anyone.
-            WireError: shapes do not fit those of the endpoint.
+            WireError: shapes do not fit those of the endpoint, or a peer is named twice.
         """
+        if len(peers) > 1 and len(set(peers)) < len(peers):
+            raise WireError("a call is pushed to a peer once")
         connections = [self._connection(peer) for peer in peers]
         self._check_call(lane, layer, x, expert_ids, expert_weights)
         for connection in connections:
             if not self._accounts[connection].free:
-                raise NoSlotError(
-                    f"all {connection.peer and connection.peer.slots} slots of {connection} are taken"
-                )
-        tokens, hidden = x.shape
+                raise NoSlotError(f"all slots of {connection} are taken")
+        tokens, hidden = (x.values if isinstance(x, Fp8) else x).shape
         top_k = 0 if expert_ids is None else expert_ids.shape[1]
-        nbytes = call_layout(self._activations, tokens, hidden, top_k).nbytes
+        layout = call_layout(self._activations, tokens, hidden, top_k)
+        parts = _parts(layout, x, expert_ids, expert_weights)
         call, self._calls = self._calls, self._calls + 1
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         self._check_at = min(self._check_at, deadline)
@@ -115,37 +121,41 @@ class AttentionEndpoint(Endpoint):
         tickets = []
         for peer, connection in zip(peers, connections, strict=True):
             account = self._accounts[connection]
-            slot = account.free.pop()
+            slot = account.free[-1]
             assert connection.slots is not None
-            ticket = Ticket(peer, lane, layer, call, slot, tokens, time.monotonic_ns())
-            if written is None:
-                _write(
-                    connection.slots.call(slot, self._activations, tokens, top_k),
-                    x,
-                    expert_ids,
-                    expert_weights,
-                )
-                written = connection.slots.call_bytes(slot, nbytes)
-            else:
-                connection.slots.call_bytes(slot, nbytes)[:] = written
-            account.calls[slot] = _Outstanding(ticket, self._partials, deadline)
-            connection.send(
-                Header(
-                    Kind.CALL,
-                    self._activations,
-                    self._partials,
-                    instance=self.instance,
-                    epoch=self.epoch,
-                    lane=lane,
-                    layer=layer,
-                    slot=slot,
-                    top_k=top_k,
-                    call=call,
-                    tokens=tokens,
-                    hidden=hidden,
-                    payload_bytes=nbytes,
-                )
+            pushed_ns = time.monotonic_ns()
+            header = Header(
+                Kind.CALL,
+                self._activations,
+                self._partials,
+                instance=self.instance,
+                epoch=self.epoch,
+                lane=lane,
+                layer=layer,
+                slot=slot,
+                top_k=top_k,
+                call=call,
+                tokens=tokens,
+                hidden=hidden,
+                payload_bytes=layout.nbytes,
             )
+            # The peer begins with the call while this side does its accounts.
+            if parts is not None and connection.rings is not None:
+                connection.send_call(header, *parts)
+            else:
+                if written is None:
+                    _write(
+                        connection.slots.call(slot, self._activations, tokens, top_k),
+                        x,
+                        expert_ids,
+                        expert_weights,
+                    )
+                    written = connection.slots.call_bytes(slot, layout.nbytes)
+                else:
+                    connection.slots.call_bytes(slot, layout.nbytes)[:] = written
+                connection.send(header)
+            ticket = Ticket(peer, lane, layer, call, slot, tokens, pushed_ns)
+            account.calls[account.free.pop()] = _Outstanding(ticket, self._partials, deadline)
             tickets.append(ticket)
         return tickets
 
@@ -180,7 +190,7 @@ class AttentionEndpoint(Endpoint):
             )
         ticket = outstanding.ticket
         if header.kind is Kind.PARTIAL and (
-            header.partials is not outstanding.layer_format or header.tokens != ticket.tokens
+            header.partials is not outstanding.partials or header.tokens != ticket.tokens
         ):
             raise FrameError(f"the answer to {ticket} has another shape or format than was asked for")
 
@@ -224,9 +234,22 @@ class AttentionEndpoint(Endpoint):
         return next_at
 
     def _check_call(
-        self, lane: int, layer: int, x: Tensor, expert_ids: Tensor | None, expert_weights: Tensor | None
+        self,
+        lane: int,
+        layer: int,
+        x: Tensor | Fp8,
+        expert_ids: Tensor | None,
+        expert_weights: Tensor | None,
     ) -> None:
         shapes = self.shapes
+        if isinstance(x, Fp8):
+            if self._activations is not Format.FP8:
+                raise WireError(f"x is fp8, but the endpoint sends {self._activations.name.lower()}")
+            if x.scales.shape != (x.values.shape[0], math.ceil(shapes.hidden / BLOCK)):
+                raise WireError(
+                    f"x has scales of {list(x.scales.shape)} for values of {list(x.values.shape)}"
+                )
+            x = x.values
         if x.ndim != 2 or x.shape[1] != shapes.hidden or not 1 <= x.shape[0] <= shapes.max_tokens:
             raise WireError(
                 f"x must be [1 to {shapes.max_tokens} tokens, {shapes.hidden}], not {list(x.shape)}"
@@ -238,12 +261,60 @@ class AttentionEndpoint(Endpoint):
         if (expert_ids is None) != (expert_weights is None):
             raise WireError("expert_ids and expert_weights come together or not at all")
         for name, tensor in (("expert_ids", expert_ids), ("expert_weights", expert_weights)):
-            if tensor is not None and tuple(tensor.shape) != (x.shape[0], shapes.top_k):
+            if tensor is not None and tensor.shape != (x.shape[0], shapes.top_k):
                 raise WireError(f"{name} must be [{x.shape[0]}, {shapes.top_k}], not {list(tensor.shape)}")
 
 
-def _write(views: CallViews, x: Tensor, expert_ids: Tensor | None, expert_weights: Tensor | None) -> None:
-    if views.scales is not None:
+def _parts(
+    layout: CallLayout, x: Tensor | Fp8, expert_ids: Tensor | None, expert_weights: Tensor | None
+) -> tuple[int, ...] | None:
+    """Addresses, sizes and places of a call's tensors, for `Connection.send_call`.
+
+    None if they cannot be copied as they lie.
+    """
+    values = x.values if isinstance(x, Fp8) else x
+    if values.dtype is not layout.format.dtype or not _is_plain(values):
+        return None
+    scales_from = scale_bytes = 0
+    if isinstance(x, Fp8):
+        scales = x.scales
+        if scales.dtype is not torch.float32 or not _is_plain(scales):
+            return None
+        scales_from, scale_bytes = scales.data_ptr(), scales.nbytes
+    ids_from = weights_from = chosen = 0
+    if expert_ids is not None and expert_weights is not None:
+        if expert_ids.dtype is not torch.int64 or expert_weights.dtype is not torch.float32:
+            return None
+        if not (_is_plain(expert_ids) and _is_plain(expert_weights)):
+            return None
+        ids_from, weights_from = expert_ids.data_ptr(), expert_weights.data_ptr()
+        chosen = layout.tokens * layout.top_k
+    return (
+        values.data_ptr(),
+        values.nbytes,
+        scales_from,
+        scale_bytes,
+        layout.scales,
+        ids_from,
+        layout.ids,
+        weights_from,
+        layout.weights,
+        chosen,
+    )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.is_cpu and tensor.is_contiguous()
+
+
+def _write(
+    views: CallViews, x: Tensor | Fp8, expert_ids: Tensor | None, expert_weights: Tensor | None
+) -> None:
+    if isinstance(x, Fp8):
+        assert views.scales is not None
+        views.values.view(torch.uint8).copy_(x.values.view(torch.uint8))
+        views.scales.copy_(x.scales)
+    elif views.scales is not None:
         codec.encode_fp8(x, views.values, views.scales)
     else:
         views.values.copy_(x)

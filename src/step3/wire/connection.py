@@ -8,6 +8,7 @@ half a frame holds up nobody.
 from __future__ import annotations
 
 import logging
+import mmap
 import threading
 import time
 from collections import deque
@@ -20,11 +21,15 @@ from step3.wire.errors import FrameError, WireError
 from step3.wire.frames import Header, Kind
 from step3.wire.handshake import Hello, Keys, Role
 from step3.wire.link import Link
-from step3.wire.slots import Slots
+from step3.wire.rings import Rings, rings_nbytes
+from step3.wire.slots import Slots, segment_nbytes
 
 log = logging.getLogger("step3.wire")
 
 _PARTS_AT_A_TIME = 16
+_BELLS = 2
+_IN_RINGS = frozenset({Kind.CALL, Kind.PARTIAL, Kind.ERROR})
+"""What goes by rings where there are any; everything else is rare, and goes over the socket."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,16 +85,20 @@ class Connection:
     Args:
         listening: whether this side was called, and so speaks first.
         own: what this side says of itself.
+        checksums: whether to send payloads with a checksum; one that comes is always looked at.
     """
 
-    def __init__(self, link: Link, listening: bool, own: Hello, secret: bytes, owner: Owner) -> None:
+    def __init__(
+        self, link: Link, listening: bool, own: Hello, secret: bytes, owner: Owner, checksums: bool = False
+    ) -> None:
         self.link, self.listening = link, listening
         self.peer: Peer | None = None
         self.slots: Slots | None = None
+        self.rings: Rings | None = None
         self.since = self.heard = time.monotonic()
         self.closed = False
         self._own, self._secret = own, secret
-        self._owner = owner
+        self._owner, self._checksums = owner, checksums
         self._shapes = own.shapes
         self._lock = threading.Lock()
         self._queue: deque[memoryview] = deque()
@@ -134,19 +143,59 @@ class Connection:
                     self._want = want
         return not self.closed and self.link.buffered()
 
-    def send(self, header: Header, text: bytes = b"") -> None:
+    def take(self, fields: memoryview, is_torn: bool) -> None:
+        """Takes a frame that came in a ring.
+
+        Raises:
+            FrameError: the peer broke the rules.
+        """
+        if self.closed:
+            return
+        if is_torn:
+            raise FrameError("a frame of a ring is not the one that was due")
+        header = frames.unpack_fields(fields)
+        if header.kind not in _IN_RINGS:
+            raise FrameError(f"a {header.kind.name.lower()} frame came in a ring")
+        self.heard = time.monotonic()
+        frames.check(header, self._shapes)
+        self._owner.expect(self, header)
+        text = ""
+        if header.kind is Kind.ERROR:
+            text = bytes(self._area(header)).decode(errors="replace")
+        self._owner.deliver(self, header, text)
+
+    def send_call(self, header: Header, *parts: int) -> None:
+        """Writes a call to its slot and sends it by the ring; for the parts see step3_wire.h."""
+        with self._lock:
+            if self.rings is not None and self.slots is not None:
+                self.rings.send_call(frames.pack_fields(header), self.slots.call_at(header.slot), *parts)
+
+    def send_partial(self, header: Header, source: int, nbytes: int) -> None:
+        """Writes a partial sum, `nbytes` at address `source`, to its slot and sends it by the ring."""
+        with self._lock:
+            if self.rings is not None and self.slots is not None:
+                to = self.slots.answer_at(header.slot)
+                self.rings.send(frames.pack_fields(header), to, source, nbytes)
+
+    def send(self, header: Header, payload: memoryview | None = None) -> None:
         """Sends a frame; returns before all of it has left if the peer is slow to read. From any thread.
 
         Args:
-            header: with the length of its payload, which stays in its slot as it is until the answer comes.
-            text: payload of an error or goodbye.
+            header: with the length of its payload.
+            payload: bytes to send as they are now; if there are none, the payload is in its slot already and
+                stays there as it is until the answer comes.
         """
-        payload = None
-        if text:
-            payload = memoryview(text)
-        elif header.payload_bytes and not self.link.shares_memory:
+        if self.rings is not None and header.kind in _IN_RINGS:
+            with self._lock:
+                if self.rings is not None:
+                    if payload is not None:
+                        self._area(header)[:] = payload
+                    self.rings.send(frames.pack_fields(header))
+            return
+        in_slot = payload is None
+        if in_slot and header.payload_bytes and not self.link.shares_memory:
             payload = self._area(header)
-        checksum = 0 if payload is None else frames.checksum(payload)
+        checksum = 0 if payload is None or not self._checksums else frames.checksum(payload)
         with self._lock:
             if self.closed:
                 return
@@ -154,6 +203,8 @@ class Connection:
             self._sent += 1
             head = memoryview(frames.pack(header, self._key_out))
             self._write([head] if payload is None else [head, payload])
+            if self._queue and payload is not None and not in_slot:
+                self._queue[-1] = self._kept(header, self._queue[-1])
 
     def flush(self) -> bool:
         """Sends what remains; whether nothing remains."""
@@ -172,6 +223,9 @@ class Connection:
             self.closed = True
             self._queue.clear()
             self.link.close()
+            if self.rings is not None:
+                self.rings.close()
+            self.rings = None
         self.slots = None
         self._script = iter(())  # it refers to this connection, and so would keep it
         self._want = memoryview(b"")
@@ -194,6 +248,14 @@ class Connection:
         except OSError:
             pass  # the reading side learns of it too, and tells
 
+    def _kept(self, header: Header, rest: memoryview) -> memoryview:
+        """The unsent end of a payload, where it stays as it is until it has left."""
+        if header.kind not in (Kind.CALL, Kind.PARTIAL):
+            return memoryview(bytes(rest))
+        kept = self._area(header)[-len(rest) :]
+        kept[:] = rest
+        return kept
+
     def _say(self, message: bytes) -> None:
         with self._lock:
             self._write([memoryview(message)])
@@ -207,7 +269,9 @@ class Connection:
         said += message
         refusal = self._meet(theirs)
         if not refusal:
-            self.slots = Slots(self._shapes, self.link.offer_memory(self._shapes))
+            start, bells = self._plan(theirs)
+            memory, made = self.link.offer_memory(start + segment_nbytes(self._shapes), bells)
+            self._register(memory, start, made)
         answer = handshake.hello(self._secret, handshake.LISTENING, said, self._own)
         self._say(answer)
         self._seal(handshake.keys(self._secret, said + answer))
@@ -228,8 +292,22 @@ class Connection:
         refusal = self._meet(theirs)
         if refusal:
             raise self._refuse(refusal)
-        self.slots = Slots(self._shapes, self.link.accept_memory(self._shapes))
+        start, bells = self._plan(theirs)
+        memory, made = self.link.accept_memory(start + segment_nbytes(self._shapes), bells)
+        self._register(memory, start, made)
         yield from self._frames(theirs)
+
+    def _plan(self, theirs: Hello) -> tuple[int, int]:
+        """Where in the memory the slots begin, behind the rings if there are any, and the number of bells."""
+        if not (self.link.shares_memory and self._own.rings and theirs.rings):
+            return 0, 0
+        return rings_nbytes(self._shapes.slots), _BELLS
+
+    def _register(self, memory: mmap.mmap, start: int, bells: list[int]) -> None:
+        self.slots = Slots(self._shapes, memory, start)
+        if start:
+            address, (first, second) = self.slots.address - start, bells
+            self.rings = Rings(memory, address, self._shapes.slots, (first, second), listening=self.listening)
 
     def _seal(self, keys: Keys) -> None:
         self._key_out, self._key_in = keys.connecting, keys.listening
@@ -260,7 +338,7 @@ class Connection:
 
     def _refuse(self, reason: str | None) -> WireError:
         text = (reason or "refused").encode()[: frames.MAX_TEXT_BYTES]
-        self.send(Header(Kind.GOODBYE, epoch=self._own.epoch, payload_bytes=len(text)), text)
+        self.send(Header(Kind.GOODBYE, epoch=self._own.epoch, payload_bytes=len(text)), memoryview(text))
         return WireError(f"refused: {reason}")
 
     def _frames(self, theirs: Hello) -> Generator[memoryview, None, None]:
@@ -304,5 +382,5 @@ class Connection:
 
 
 def _compare(header: Header, payload: memoryview) -> None:
-    if frames.checksum(payload) != header.checksum:
+    if header.checksum and frames.checksum(payload) != header.checksum:
         raise FrameError(f"the payload of a {header.kind.name.lower()} frame is damaged")

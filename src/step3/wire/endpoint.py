@@ -7,6 +7,7 @@ import os
 import select
 import ssl
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
@@ -17,10 +18,12 @@ from step3.wire.carrier import Carrier
 from step3.wire.connection import Connection, Peer
 from step3.wire.errors import DeadlineError, FrameError, PeerGoneError, WireError
 from step3.wire.events import Event, Gone, Joined, Ticket, Unreachable
-from step3.wire.formats import Shapes, Timing
+from step3.wire.formats import DEFAULT_SPIN, Shapes, Timing
 from step3.wire.frames import Header, Kind
 from step3.wire.handshake import Hello, Role, check_secret
 from step3.wire.link import Link, Listener
+from step3.wire.native import open_library, why_not
+from step3.wire.waiter import Waiter
 
 log = logging.getLogger("step3.wire")
 
@@ -32,7 +35,7 @@ _ROUNDS = 64
 _Self = TypeVar("_Self", bound="Endpoint")
 
 
-class Endpoint:
+class Endpoint(ABC):
     """Connections to the other role's endpoints; used by one thread, but for `wake`.
 
     Args:
@@ -42,10 +45,15 @@ class Endpoint:
         epoch: larger than that of any earlier instance of this number.
         tls: context for `listen` (a server's), or for `connect` (a client's), over TCP.
         spin: seconds for which waiting looks again and again before it sleeps; it yields the core in between.
+        checksums: whether payloads over TCP are sent with a checksum beyond TCP's own; it costs a quarter
+            of a round trip and more. Headers always have one.
 
     Raises:
         WireError: the secret is too short, or a number is out of range.
     """
+
+    _takes_all = True
+    """Whether a wait takes all that has arrived before it ends, so that calls can be merged."""
 
     def __init__(
         self,
@@ -56,20 +64,19 @@ class Endpoint:
         epoch: int = 0,
         timing: Timing | None = None,
         tls: ssl.SSLContext | None = None,
-        spin: float = 0.0,
+        spin: float = DEFAULT_SPIN,
+        checksums: bool = False,
     ) -> None:
         check_secret(secret)
         for name, value in (("instance", instance), ("epoch", epoch)):
             if not 0 <= value < 1 << 32:
                 raise WireError(f"an endpoint's {name} must be from 0 to {(1 << 32) - 1}, not {value}")
         self.role, self.instance, self.epoch, self.shapes = role, instance, epoch, shapes
-        self._timing = timing or Timing()
-        self._hello, self._secret, self._tls, self._spin = (
-            Hello(role, instance, epoch, shapes),
-            secret,
-            tls,
-            spin,
-        )
+        self._timing, self._checksums = timing or Timing(), checksums
+        self._hello = Hello(role, instance, epoch, shapes, rings=open_library() is not None)
+        if not self._hello.rings:
+            log.warning("%s", why_not())
+        self._secret, self._tls = secret, tls
         self._events: deque[Event] = deque()
         self._listeners: dict[int, Listener] = {}
         self._connections: dict[int, Connection] = {}
@@ -81,9 +88,9 @@ class Endpoint:
         self._check_at = 0.0
         self._woken = False
         self._closed = False
-        self._epoll = select.epoll()
+        self._waiter = Waiter(spin)
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._epoll.register(self._bell, select.EPOLLIN)
+        self._waiter.register(self._bell)
         self._carrier = Carrier(lambda: self._all, epoch, self._timing.heartbeat)
 
     def __enter__(self: _Self) -> _Self:
@@ -101,7 +108,7 @@ class Endpoint:
 
     def fileno(self) -> int:
         """A descriptor that can be read when waiting would find something; for a selector of one's own."""
-        return self._epoll.fileno()
+        return self._waiter.fileno()
 
     def listen(self, address: str) -> str:
         """Takes connections at `tcp://host:port` (port 0: any free one) or, from this host, `shm://name`.
@@ -114,11 +121,11 @@ class Endpoint:
         """
         listener = addresses.listen(address, self._tls)
         self._listeners[listener.fileno()] = listener
-        self._epoll.register(listener.fileno(), select.EPOLLIN)
+        self._waiter.register(listener.fileno())
         return listener.address
 
     def connect(self, address: str) -> None:
-        """Begins to connect; `Joined` or `Unreachable` will tell.
+        """Begins to connect; `Joined` or `Unreachable` will tell. A host's name is looked up at once.
 
         Raises:
             WireError: the address cannot be read.
@@ -178,7 +185,7 @@ class Endpoint:
         self._connections.clear()
         self._peers.clear()
         self._all = ()
-        self._epoll.close()
+        self._waiter.close()
         os.close(self._bell)
 
     def admit(self, connection: Connection, peer: Peer) -> str | None:
@@ -191,6 +198,8 @@ class Endpoint:
         for old in [one for one in self._peers if (one.role, one.instance) == who]:
             self._end(self._peers[old], "it has connected anew")
         self._peers[peer] = connection
+        if connection.rings is not None:
+            self._waiter.add_rings(connection)
         self._joined(connection, peer)
         self._events.append(Joined(peer))
         self._check_at = 0.0
@@ -212,22 +221,22 @@ class Endpoint:
         """See `connection.Owner`."""
         self._carrier.ring()
 
-    def _joined(self, connection: Connection, peer: Peer) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _joined(self, connection: Connection, peer: Peer) -> None: ...
 
-    def _expect(self, connection: Connection, header: Header) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _expect(self, connection: Connection, header: Header) -> None: ...
 
-    def _deliver(self, connection: Connection, header: Header, text: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _deliver(self, connection: Connection, header: Header, text: str) -> None: ...
 
+    @abstractmethod
     def _left(self, connection: Connection, peer: Peer) -> tuple[Ticket, ...]:
         """Forgets what was outstanding with a peer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _late(self, now: float) -> float:
         """Reports calls that are late; when the next one will be."""
-        raise NotImplementedError
 
     def _connection(self, peer: Peer) -> Connection:
         connection = self._peers.get(peer)
@@ -242,29 +251,36 @@ class Endpoint:
 
     def _pump(self, until: float, enough: Callable[[], bool]) -> None:
         """Moves what can be moved, until there is enough, or it is `until`, or `wake` was called."""
-        spin_until = time.monotonic() + self._spin
         while True:
             now = time.monotonic()
-            timeout = max(0.0, min(until, self._check_at) - now)
-            if self._unread or now < spin_until or enough():
-                timeout = 0.0
-            ready = self._epoll.poll(timeout)
+            timeout = 0.0 if self._unread or enough() else max(0.0, min(until, self._check_at) - now)
             for _ in range(_ROUNDS):
-                for fileno, _ in ready:
-                    self._touch(fileno)
-                for fileno in tuple(self._unread):
-                    self._touch(fileno)
-                if not (ready or self._unread):
+                if not self._move(timeout) or (not self._takes_all and enough()):
                     break
-                ready = self._epoll.poll(0)
+                timeout = 0.0
             now = time.monotonic()
             if now >= self._check_at:
                 self._check(now)
             if enough() or self._woken or now >= until:
                 self._woken = False
                 return
-            if now < spin_until:
-                os.sched_yield()
+
+    def _move(self, timeout: float) -> bool:
+        """Takes what has arrived, at most one frame of each connection; whether there may be more."""
+        ringed, ready, is_all = self._waiter.wait(timeout)
+        if ringed is not None:
+            self._take(ringed)
+        for fileno in ready:
+            self._touch(fileno)
+        for fileno in tuple(self._unread):
+            self._touch(fileno)
+        return not is_all or bool(self._unread)
+
+    def _take(self, ringed: Connection) -> None:
+        try:
+            ringed.take(self._waiter.frame, self._waiter.is_torn)
+        except FrameError as error:
+            self._end(ringed, str(error))
 
     def _touch(self, fileno: int) -> None:
         if fileno == self._bell:
@@ -292,17 +308,21 @@ class Endpoint:
 
     def _begin(self, link: Link, listening: bool) -> None:
         fileno = link.fileno()
-        connection = Connection(link, listening, self._hello, self._secret, self)
+        connection = Connection(link, listening, self._hello, self._secret, self, self._checksums)
         self._connections[fileno] = connection
         self._all = (*self._all, connection)
         # A connection that is being made can be written once it is there, and must then be touched.
-        self._epoll.register(fileno, select.EPOLLIN if listening else select.EPOLLIN | select.EPOLLOUT)
+        events = select.EPOLLIN if listening else select.EPOLLIN | select.EPOLLOUT
+        self._waiter.register(fileno, events, is_stream=True)
         self._check_at = 0.0
 
     def _receive(self, fileno: int, connection: Connection) -> None:
         self._unread.discard(fileno)
         if not connection.listening and not connection.ready:
-            self._epoll.modify(fileno, select.EPOLLIN)
+            self._waiter.only_read(fileno)
+        # What it wrote to its ring before it said goodbye or died.
+        while connection.ready and self._waiter.take(connection):
+            self._take(connection)
         try:
             if connection.receive():
                 self._unread.add(fileno)
@@ -315,7 +335,9 @@ class Endpoint:
         if connection.closed:
             return
         fileno = connection.link.fileno()
-        self._epoll.unregister(fileno)
+        self._waiter.unregister(fileno, is_stream=True)
+        if connection.rings is not None and connection.peer is not None:
+            self._waiter.drop_rings(connection)
         self._unread.discard(fileno)
         del self._connections[fileno]
         self._all = tuple(one for one in self._all if one is not connection)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 from step3.wire.connection import Peer
 
 
-@dataclass(frozen=True, eq=False)
-class Ticket:
-    """One call that was pushed to one peer; its answer names it.
+class Ticket(NamedTuple):
+    """One call that was pushed to one peer; its answer names it. A tuple, as one is made for every call.
 
     Attributes:
         call: counted by the attention endpoint; the tickets of one push to several peers share it.
@@ -31,8 +31,7 @@ class Ticket:
         return f"call {self.call} (lane {self.lane}, layer {self.layer}) at {self.peer}"
 
 
-@dataclass(frozen=True)
-class Times:
+class Times(NamedTuple):
     """When a call passed where, in nanoseconds of each side's own monotonic clock.
 
     Differences within a side need no common clock: the wire took (answered - pushed) - (finished - arrived),
@@ -40,7 +39,7 @@ class Times:
 
     Attributes:
         pushed_ns, answered_ns: the attention side sent the call, and had all of the answer.
-        arrived_ns, started_ns, finished_ns: the FFN side had all of the call, took it, and sent the answer.
+        arrived_ns, started_ns, finished_ns: the FFN side had all of the call, took it, and gave its answer.
     """
 
     pushed_ns: int
@@ -50,8 +49,7 @@ class Times:
     answered_ns: int
 
 
-@dataclass(frozen=True, eq=False)
-class Answer:
+class Answer(NamedTuple):
     """A partial sum has come.
 
     Attributes:

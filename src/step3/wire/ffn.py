@@ -7,6 +7,7 @@ import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,22 +18,25 @@ from step3.wire.connection import Connection, Peer
 from step3.wire.endpoint import Endpoint
 from step3.wire.errors import FrameError, WireError
 from step3.wire.events import Event, Ticket
-from step3.wire.formats import Shapes, Timing
+from step3.wire.formats import DEFAULT_SPIN, Shapes, Timing
 from step3.wire.frames import Header, Kind
 from step3.wire.handshake import Role
 from step3.wire.layout import CallViews, partial_nbytes
+from step3.wire.native import open_library
+
+_MAX_OWN = 256
 
 
-@dataclass(frozen=True, eq=False)
-class Call:
-    """One call of one attention instance.
+class Call(NamedTuple):
+    """One call of one attention instance. A tuple, as one is made for every call.
 
     Attributes:
         number: counted by the attention instance.
         tokens: rows of `x`.
         values: `[tokens, hidden]` as it came, a view of the slot; with `scales` if it is fp8.
         scales: float32 `[tokens, ceil(hidden / 128)]`, a view of the slot, or None.
-        expert_ids: `[tokens, top_k]` int64, each below the connection's number of experts; or None.
+        expert_ids: `[tokens, top_k]` int64, each below the connection's number of experts; or None. Valid
+            until the reply.
         expert_weights: `[tokens, top_k]` float32, or None.
         partial: `[tokens, hidden]` in the format that is asked for: a view of the slot, to be written.
         arrived_ns: when it was there, on the monotonic clock.
@@ -59,8 +63,7 @@ class Call:
             out.copy_(self.values)
 
 
-@dataclass(frozen=True, eq=False)
-class Group:
+class Group(NamedTuple):
     """Calls of one layer that waited together; their rows follow each other in the order of `calls`.
 
     Attributes:
@@ -93,6 +96,27 @@ class Group:
         return out
 
 
+@dataclass(frozen=True, eq=False)
+class _OwnExperts:
+    """Where a slot's expert ids and weights are copied to: the slot has one call at a time, so they are kept.
+
+    Attributes:
+        sources: addresses of ids and weights in the slot, and how many there are.
+        targets: addresses of `ids` and `weights`.
+    """
+
+    ids: Tensor
+    weights: Tensor
+    sources: tuple[int, int, int]
+    targets: tuple[int, int]
+
+    @classmethod
+    def beside(cls, ids: Tensor, weights: Tensor) -> _OwnExperts:
+        own_ids, own_weights = torch.empty_like(ids, dtype=torch.int64), torch.empty_like(weights)
+        sources = ids.data_ptr(), weights.data_ptr(), ids.numel()
+        return cls(own_ids, own_weights, sources, (own_ids.data_ptr(), own_weights.data_ptr()))
+
+
 class FFNEndpoint(Endpoint):
     """Serves the calls of attention endpoints; the arguments are those of `Endpoint`."""
 
@@ -105,11 +129,13 @@ class FFNEndpoint(Endpoint):
         epoch: int = 0,
         timing: Timing | None = None,
         tls: ssl.SSLContext | None = None,
-        spin: float = 0.0,
+        spin: float = DEFAULT_SPIN,
+        checksums: bool = False,
     ) -> None:
-        super().__init__(Role.FFN, instance, shapes, secret, epoch, timing, tls, spin)
-        self._busy: dict[Connection, set[int]] = {}
+        super().__init__(Role.FFN, instance, shapes, secret, epoch, timing, tls, spin, checksums)
+        self._busy: dict[Connection, dict[int, int]] = {}  # number of the call in each slot
         self._waiting: dict[tuple[int, int], list[Call]] = {}
+        self._own_experts: dict[CallViews, _OwnExperts] = {}
 
     @property
     def waiting(self) -> int:
@@ -127,7 +153,7 @@ class FFNEndpoint(Endpoint):
             None if no call came in time, or if there are `events` to be taken first, or `wake` was called.
         """
         until = math.inf if timeout is None else time.monotonic() + timeout
-        self._pump(until, lambda: bool(self._waiting or self._events))
+        self._pump(until, self._has_something)
         if not self._waiting:
             return None
         (layer, top_k), waiting = next(iter(self._waiting.items()))
@@ -147,6 +173,9 @@ class FFNEndpoint(Endpoint):
         )
         return Group(layer, calls, ids, weights, tokens, time.monotonic_ns())
 
+    def _has_something(self) -> bool:
+        return bool(self._waiting or self._events)
+
     def events(self) -> list[Event]:
         """Peers that came and went since; does not wait."""
         return self._take_events()
@@ -160,29 +189,48 @@ class FFNEndpoint(Endpoint):
         Raises:
             WireError: `partial` has another shape.
         """
-        if partial is not None:
-            hidden = group.calls[0].values.shape[1]
-            if tuple(partial.shape) != (group.tokens, hidden):
-                raise WireError(
-                    f"the partial sum must be [{group.tokens}, {hidden}], not {list(partial.shape)}"
-                )
-            first = 0
-            for call in group.calls:
-                call.partial.copy_(partial[first : first + call.tokens])
-                first += call.tokens
         finished = time.monotonic_ns()
+        hidden = group.calls[0].header.hidden
+        if partial is not None and partial.shape != (group.tokens, hidden):
+            raise WireError(f"the partial sum must be [{group.tokens}, {hidden}], not {list(partial.shape)}")
+        first = 0
         for call in group.calls:
+            rows = partial
+            if partial is not None and len(group.calls) > 1:
+                rows = partial[first : first + call.tokens]
+            first += call.tokens
             connection = self._done(call)
-            if connection is not None:
-                header = call.header._replace(
-                    kind=Kind.PARTIAL,
-                    epoch=self.epoch,
-                    payload_bytes=partial_nbytes(call.header.partials, call.tokens, call.header.hidden),
-                    arrived_ns=call.arrived_ns,
-                    started_ns=group.started_ns,
-                    finished_ns=finished,
-                )
-                connection.send(header)
+            if connection is None:
+                continue
+            asked = call.header
+            header = Header(
+                Kind.PARTIAL,
+                asked.activations,
+                asked.partials,
+                asked.instance,
+                self.epoch,
+                asked.lane,
+                asked.layer,
+                asked.slot,
+                asked.top_k,
+                asked.call,
+                tokens=asked.tokens,
+                hidden=hidden,
+                payload_bytes=partial_nbytes(asked.partials, asked.tokens, hidden),
+                arrived_ns=call.arrived_ns,
+                started_ns=group.started_ns,
+                finished_ns=finished,
+            )
+            payload = None
+            if rows is not None:
+                if connection.rings is not None and _is_plain(rows, call.partial.dtype):
+                    connection.send_partial(header, rows.data_ptr(), rows.nbytes)
+                    continue
+                if not connection.link.shares_memory:
+                    payload = _as_payload(rows, call.partial.dtype, header.payload_bytes)
+                if payload is None:
+                    call.partial.copy_(rows)
+            connection.send(header, payload)
 
     def fail(self, group: Group, message: str) -> None:
         """Tells the attention instances that a group's calls cannot be answered, and why."""
@@ -191,16 +239,18 @@ class FFNEndpoint(Endpoint):
             connection = self._done(call)
             if connection is not None:
                 header = call.header._replace(kind=Kind.ERROR, epoch=self.epoch, payload_bytes=len(text))
-                connection.send(header, text)
+                connection.send(header, memoryview(text))
 
     def _done(self, call: Call) -> Connection | None:
+        """Where a call is to be answered, or None if nobody waits for its answer any more."""
         connection = self._peers.get(call.peer)
-        if connection is not None:
-            self._busy[connection].discard(call.header.slot)
+        if connection is None or self._busy[connection].get(call.header.slot) != call.number:
+            return None
+        del self._busy[connection][call.header.slot]
         return connection
 
     def _joined(self, connection: Connection, peer: Peer) -> None:
-        self._busy[connection] = set()
+        self._busy[connection] = {}
 
     def _expect(self, connection: Connection, header: Header) -> None:
         if header.kind is not Kind.CALL:
@@ -209,7 +259,7 @@ class FFNEndpoint(Endpoint):
             raise FrameError(f"a call came in slot {header.slot}, whose last call has no answer yet")
         if connection.peer is None or header.instance != connection.peer.instance:
             raise FrameError(f"a call of instance {header.instance} came from {connection}")
-        self._busy[connection].add(header.slot)
+        self._busy[connection][header.slot] = header.call
 
     def _deliver(self, connection: Connection, header: Header, text: str) -> None:
         assert connection.slots is not None
@@ -237,14 +287,27 @@ class FFNEndpoint(Endpoint):
         """Copies, so that the peer cannot change in shared memory what has been checked."""
         if views.ids is None or views.weights is None:
             return None, None
-        ids = views.ids.clone()
-        most = ids.numpy().view(np.uint32).max()  # a negative id is huge
+        library = open_library()
+        if library is not None:
+            own = self._own_experts.get(views)
+            if own is None:
+                if len(self._own_experts) >= _MAX_OWN:
+                    self._own_experts.clear()
+                own = self._own_experts[views] = _OwnExperts.beside(views.ids, views.weights)
+            worst = library.step3_wire_take_experts(*own.sources, self.shapes.experts, *own.targets)
+            if worst >= 0:
+                raise FrameError(f"an expert id of {worst} came, of {self.shapes.experts} experts")
+            return own.ids, own.weights
+        ids = views.ids.numpy().astype(np.int64)
+        most = np.maximum.reduce(ids.view(np.uint64), axis=None)  # a negative id is huge
         if most >= self.shapes.experts:
             raise FrameError(f"an expert id of {most} came, of {self.shapes.experts} experts")
-        return ids.long(), views.weights.clone()
+        return torch.from_numpy(ids), views.weights.clone()
 
     def _left(self, connection: Connection, peer: Peer) -> tuple[Ticket, ...]:
         del self._busy[connection]
+        # Those of its slots are never asked for again.
+        self._own_experts.clear()
         for key, calls in list(self._waiting.items()):
             kept = [call for call in calls if call.peer is not peer]
             if kept:
@@ -255,6 +318,17 @@ class FFNEndpoint(Endpoint):
 
     def _late(self, now: float) -> float:
         return math.inf
+
+
+def _is_plain(rows: Tensor, dtype: torch.dtype) -> bool:
+    return rows.dtype is dtype and rows.is_cpu and rows.is_contiguous()
+
+
+def _as_payload(rows: Tensor, dtype: torch.dtype, nbytes: int) -> memoryview | None:
+    """The bytes of a partial sum that can be sent as it is; None if it must be written to its slot first."""
+    if not _is_plain(rows, dtype) or rows.nbytes != nbytes:
+        return None
+    return memoryview(rows.detach().view(-1).view(torch.uint8).numpy())
 
 
 def _rows(tensors: Sequence[Tensor | None]) -> Tensor | None:

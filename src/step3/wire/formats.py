@@ -12,6 +12,9 @@ from step3.wire.errors import WireError
 BLOCK = 128
 """Channels that share one scale of a token in `Format.FP8`."""
 
+DEFAULT_SPIN = 1e-4
+"""Seconds for which an endpoint looks again and again before it sleeps: about what waking up costs twice."""
+
 MAX_SEGMENT_BYTES = 1 << 40
 """The most address space that the slots of one connection may take; only what is used becomes memory."""
 
@@ -23,6 +26,9 @@ class Format(enum.IntEnum):
     BFLOAT16 = 2
     FP8 = 3
     """float8_e4m3fn with a float32 scale for each token and 128 channels; activations only."""
+
+    # Enum's own hashes the name, in Python: too slow for what every frame looks up.
+    __hash__ = int.__hash__
 
     @property
     def dtype(self) -> torch.dtype:

@@ -14,7 +14,7 @@ import hashlib
 import hmac
 import struct
 import zlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,8 +28,9 @@ MAX_TEXT_BYTES = 1024
 """The longest message of an error frame."""
 
 _FIELDS = struct.Struct("<4sBBBBIIHHHHQQIIQQQQQ")
+FIELDS_BYTES = _FIELDS.size
 TAG_BYTES = 16
-HEADER_BYTES = _FIELDS.size + TAG_BYTES
+HEADER_BYTES = FIELDS_BYTES + TAG_BYTES
 
 _COLUMNS = 1021
 
@@ -61,7 +62,7 @@ class Header(NamedTuple):
         call: number of the call, counted by the attention instance.
         serial: frames that this side sent on this connection before this one.
         payload_bytes: bytes of payload, on the stream or in the slot.
-        checksum: of a payload on the stream; 0 for one in shared memory.
+        checksum: of a payload on the stream; 0 for none.
         arrived_ns, started_ns, finished_ns: when the FFN side had received the call, began it and had its
             answer, on its own monotonic clock.
     """
@@ -88,8 +89,13 @@ class Header(NamedTuple):
 
 def pack(header: Header, key: bytes) -> bytes:
     """A header as bytes, sealed with `key`."""
-    fields = _FIELDS.pack(MAGIC, VERSION, *header)
+    fields = pack_fields(header)
     return fields + _tag(fields, key)
+
+
+def pack_fields(header: Header) -> bytes:
+    """A header as bytes without a seal, for a ring that nobody else can write."""
+    return _FIELDS.pack(MAGIC, VERSION, *header)
 
 
 def unpack(data: bytes | bytearray | memoryview, key: bytes) -> Header:
@@ -101,14 +107,33 @@ def unpack(data: bytes | bytearray | memoryview, key: bytes) -> Header:
     data = memoryview(data)
     if len(data) != HEADER_BYTES:
         raise FrameError(f"a header has {HEADER_BYTES} bytes, not {len(data)}")
-    magic, version, *rest = _FIELDS.unpack_from(data)
-    if magic != MAGIC:
-        raise FrameError(f"no frame of the wire starts with {bytes(magic)!r}")
-    if version != VERSION:
-        raise FrameError(f"the peer speaks version {version} of the wire, this side version {VERSION}")
-    if not hmac.compare_digest(_tag(data[: _FIELDS.size], key), data[_FIELDS.size :]):
+    fields = _FIELDS.unpack_from(data)
+    _check_magic(fields)
+    if not hmac.compare_digest(_tag(data[:FIELDS_BYTES], key), data[FIELDS_BYTES:]):
         raise FrameError("a header's tag is wrong: it is damaged, forged or replayed")
-    kind, activations, partials, *numbers = rest
+    return _header(fields)
+
+
+def unpack_fields(data: memoryview) -> Header:
+    """Reads what `pack_fields` wrote.
+
+    Raises:
+        FrameError: it is no header.
+    """
+    fields = _FIELDS.unpack_from(data)
+    _check_magic(fields)
+    return _header(fields)
+
+
+def _check_magic(fields: tuple[Any, ...]) -> None:
+    if fields[0] != MAGIC:
+        raise FrameError(f"no frame of the wire starts with {bytes(fields[0])!r}")
+    if fields[1] != VERSION:
+        raise FrameError(f"the peer speaks version {fields[1]} of the wire, this side version {VERSION}")
+
+
+def _header(fields: tuple[Any, ...]) -> Header:
+    _, _, kind, activations, partials, *numbers = fields
     try:
         return Header(_KINDS[kind], _FORMATS[activations], _FORMATS[partials], *numbers)
     except KeyError as error:
@@ -152,10 +177,10 @@ def check(header: Header, shapes: Shapes) -> None:
 
 
 def checksum(payload: memoryview | np.ndarray) -> int:
-    """Of a payload: CRC-32 of the sums of its 64-bit words in 1021 columns and of the bytes past them.
+    """Of a payload: CRC-32 of the sums of its 64-bit words in 1021 columns, and of the bytes past them.
 
-    The sums run at the speed of memory, ten times faster than a CRC of everything. Any change within one
-    word is found; rows of 8168 bytes that change places are not.
+    It is never 0. The sums run at the speed of memory, ten times faster than a CRC of everything. Any change
+    within one word is found; rows of 8168 bytes that change places are not.
     """
     data = np.frombuffer(payload, np.uint8)
     rows = len(data) // (8 * _COLUMNS)
@@ -164,7 +189,7 @@ def checksum(payload: memoryview | np.ndarray) -> int:
     if rows:
         sums = np.add.reduce(data[:cut].view(np.uint64).reshape(rows, _COLUMNS), axis=0)
         crc = zlib.crc32(sums.data, crc)
-    return crc
+    return crc | 1 << 32
 
 
 def _tag(fields: bytes | memoryview, key: bytes) -> bytes:

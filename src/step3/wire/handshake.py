@@ -26,6 +26,8 @@ _GREETING = b"S3AF wire 1\n".ljust(32, b"\0")
 CHALLENGE_BYTES = len(_GREETING) + NONCE_BYTES
 
 _HELLO = struct.Struct("<BxHIIIIIIHH")
+_RINGS = 1
+"""A bit of what a side can do."""
 HELLO_BYTES = NONCE_BYTES + _HELLO.size + PROOF_BYTES
 
 
@@ -43,12 +45,14 @@ class Hello:
     Attributes:
         epoch: grows whenever the instance is replaced.
         shapes: what the side can take; the attention side's is what holds.
+        rings: whether the side can read and write rings in shared memory.
     """
 
     role: Role
     instance: int
     epoch: int
     shapes: Shapes
+    rings: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def hello(secret: bytes, label: bytes, said: bytes, own: Hello) -> bytes:
     shapes = own.shapes
     body = secrets.token_bytes(NONCE_BYTES) + _HELLO.pack(
         own.role,
-        0,
+        _RINGS if own.rings else 0,
         own.instance,
         own.epoch,
         shapes.hidden,
@@ -109,11 +113,12 @@ def read_hello(secret: bytes, label: bytes, said: bytes, message: bytes) -> Hell
     body, proof = message[:-PROOF_BYTES], message[-PROOF_BYTES:]
     if not hmac.compare_digest(_mac(secret, label, said + body), proof):
         raise FrameError("wrong secret")
-    role, _, instance, epoch, hidden, max_tokens, layers, experts, top_k, slots = _HELLO.unpack_from(
+    role, abilities, instance, epoch, hidden, max_tokens, layers, experts, top_k, slots = _HELLO.unpack_from(
         body, NONCE_BYTES
     )
     try:
-        return Hello(Role(role), instance, epoch, Shapes(hidden, max_tokens, layers, experts, top_k, slots))
+        shapes = Shapes(hidden, max_tokens, layers, experts, top_k, slots)
+        return Hello(Role(role), instance, epoch, shapes, bool(abilities & _RINGS))
     except (ValueError, WireError) as error:
         raise FrameError(f"a hello makes no sense: {error}") from None
 

@@ -9,8 +9,6 @@ import mmap
 from collections.abc import Sequence
 from typing import Protocol
 
-from step3.wire.formats import Shapes
-
 
 class Link(Protocol):
     """A stream to one peer that waits for nothing, or for a few milliseconds where that is cheaper.
@@ -50,12 +48,16 @@ class Link(Protocol):
         """
         ...
 
-    def offer_memory(self, shapes: Shapes) -> mmap.mmap:
-        """The listening side's memory for the slots; a transport that shares it also gives it to the peer."""
+    def offer_memory(self, nbytes: int, bells: int) -> tuple[mmap.mmap, list[int]]:
+        """The listening side's memory, and eventfds; given to the peer too where memory is shared.
+
+        Args:
+            bells: how many eventfds; 0 where memory is not shared.
+        """
         ...
 
-    def accept_memory(self, shapes: Shapes) -> mmap.mmap:
-        """The connecting side's memory for the slots.
+    def accept_memory(self, nbytes: int, bells: int) -> tuple[mmap.mmap, list[int]]:
+        """The connecting side's memory and eventfds.
 
         Raises:
             FrameError: the peer gave none, or what it gave cannot be used safely.

@@ -17,13 +17,13 @@ import struct
 from collections.abc import Sequence
 
 from step3.wire.errors import FrameError, WireError
-from step3.wire.formats import Shapes
-from step3.wire.slots import segment_nbytes
 
 SCHEME = "shm://"
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,80}")
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_MOST_DESCRIPTORS = 3
+"""The segment, and a bell of each side."""
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -36,7 +36,7 @@ class SharedMemoryLink:
         sock.setblocking(False)
         self._sock, self.address = sock, address
         self._takes_segment = takes_segment
-        self._segment: int | None = None
+        self._taken: list[int] = []
         self._giving: list[int] = []
 
     def fileno(self) -> int:
@@ -45,7 +45,8 @@ class SharedMemoryLink:
     def recv_into(self, buffer: memoryview) -> int:
         if not self._takes_segment:
             return self._sock.recv_into(buffer)
-        size, control, _, _ = self._sock.recvmsg_into([buffer], socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+        space = socket.CMSG_SPACE(4 * _MOST_DESCRIPTORS)
+        size, control, _, _ = self._sock.recvmsg_into([buffer], space, socket.MSG_CMSG_CLOEXEC)
         for level, kind, data in control:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 self._keep(array.array("i", data[: len(data) - len(data) % 4]))
@@ -62,44 +63,48 @@ class SharedMemoryLink:
         self._close_giving()
         return size
 
-    def offer_memory(self, shapes: Shapes) -> mmap.mmap:
-        size = segment_nbytes(shapes)
+    def offer_memory(self, nbytes: int, bells: int) -> tuple[mmap.mmap, list[int]]:
         segment = os.memfd_create("step3-wire", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         self._giving.append(segment)
-        os.ftruncate(segment, size)
+        os.ftruncate(segment, nbytes)
         fcntl.fcntl(segment, fcntl.F_ADD_SEALS, _SEALS)
-        return mmap.mmap(segment, size)
+        made = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(bells)]
+        self._giving += map(os.dup, made)
+        return mmap.mmap(segment, nbytes), made
 
-    def accept_memory(self, shapes: Shapes) -> mmap.mmap:
-        segment, self._segment, self._takes_segment = self._segment, None, False
-        if segment is None:
-            raise FrameError("the peer gave no segment")
-        size = segment_nbytes(shapes)
+    def accept_memory(self, nbytes: int, bells: int) -> tuple[mmap.mmap, list[int]]:
+        taken, self._taken, self._takes_segment = self._taken, [], False
         try:
-            if (
-                fcntl.fcntl(segment, fcntl.F_GET_SEALS) & _SEALS != _SEALS
-                or os.fstat(segment).st_size != size
-            ):
-                raise FrameError("the peer's segment has another size, or one that it could change")
-            return mmap.mmap(segment, size)
+            if len(taken) != 1 + bells:
+                raise FrameError(f"the peer gave {len(taken)} descriptors, not a segment and {bells} bells")
+            segment = taken.pop(0)
+            try:
+                seals, size = fcntl.fcntl(segment, fcntl.F_GET_SEALS), os.fstat(segment).st_size
+                if seals & _SEALS != _SEALS or size != nbytes:
+                    raise FrameError("the peer's segment has another size, or one that it could change")
+                memory = mmap.mmap(segment, nbytes)
+            finally:
+                os.close(segment)
+            made, taken = taken, []
+            return memory, made
         except OSError as error:
             raise FrameError(f"the peer's segment cannot be used: {error}") from None
         finally:
-            os.close(segment)
+            for one in taken:
+                os.close(one)
 
     def close(self) -> None:
         self._sock.close()
         self._close_giving()
-        if self._segment is not None:
-            os.close(self._segment)
-            self._segment = None
+        while self._taken:
+            os.close(self._taken.pop())
 
-    def _keep(self, segments: array.array[int]) -> None:
-        for segment in segments:
-            if self._segment is None:
-                self._segment = segment
+    def _keep(self, descriptors: array.array[int]) -> None:
+        for one in descriptors:
+            if len(self._taken) < _MOST_DESCRIPTORS:
+                self._taken.append(one)
             else:
-                os.close(segment)
+                os.close(one)
 
     def _close_giving(self) -> None:
         while self._giving:

@@ -20,16 +20,32 @@ _MAX_VIEWS = 4096
 
 
 class Slots:
-    """`shapes.slots` slots in one piece of memory, and the views of it that were used before."""
+    """`shapes.slots` slots in one piece of memory, and the views of it that were used before.
 
-    def __init__(self, shapes: Shapes, memory: mmap.mmap) -> None:
+    Attributes:
+        address: of the first.
+    """
+
+    def __init__(self, shapes: Shapes, memory: mmap.mmap, start: int = 0) -> None:
+        """They begin at byte `start`."""
         self._call_nbytes, answer_nbytes = slot_nbytes(shapes)
         self._nbytes = self._call_nbytes + answer_nbytes
         self._hidden = shapes.hidden
-        self._bytes = memoryview(memory)
-        self._rows = torch.frombuffer(memory, dtype=torch.uint8).view(shapes.slots, self._nbytes)
+        self._bytes = memoryview(memory)[start:]
+        self._rows = torch.frombuffer(memory, dtype=torch.uint8, offset=start).view(
+            shapes.slots, self._nbytes
+        )
+        self.address = self._rows.data_ptr()
         self._calls: dict[tuple[int, Format, int, int], CallViews] = {}
         self._answers: dict[tuple[int, Format, int], Tensor] = {}
+
+    def call_at(self, slot: int) -> int:
+        """The address of a slot's call."""
+        return self.address + slot * self._nbytes
+
+    def answer_at(self, slot: int) -> int:
+        """The address of a slot's answer."""
+        return self.address + slot * self._nbytes + self._call_nbytes
 
     def call_bytes(self, slot: int, nbytes: int) -> memoryview:
         """The first bytes of a slot's call."""
@@ -78,6 +94,6 @@ def segment_nbytes(shapes: Shapes) -> int:
     return nbytes
 
 
-def private_memory(shapes: Shapes) -> mmap.mmap:
+def private_memory(nbytes: int) -> mmap.mmap:
     """Memory of this process alone; pages come into being when they are first written."""
-    return mmap.mmap(-1, segment_nbytes(shapes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

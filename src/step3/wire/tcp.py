@@ -12,7 +12,6 @@ import threading
 from collections.abc import Sequence
 
 from step3.wire.errors import WireError
-from step3.wire.formats import Shapes
 from step3.wire.slots import private_memory
 
 SCHEME = "tcp://"
@@ -49,11 +48,11 @@ class TcpLink:
     def send(self, parts: Sequence[memoryview]) -> int:
         return self._sock.sendmsg(parts, (), 0 if len(parts[-1]) >= _LONG else socket.MSG_DONTWAIT)
 
-    def offer_memory(self, shapes: Shapes) -> mmap.mmap:
-        return private_memory(shapes)
+    def offer_memory(self, nbytes: int, bells: int) -> tuple[mmap.mmap, list[int]]:
+        return private_memory(nbytes), []
 
-    def accept_memory(self, shapes: Shapes) -> mmap.mmap:
-        return private_memory(shapes)
+    def accept_memory(self, nbytes: int, bells: int) -> tuple[mmap.mmap, list[int]]:
+        return private_memory(nbytes), []
 
     def close(self) -> None:
         self._sock.close()

@@ -62,6 +62,17 @@ def test_an_output_of_one_token_ends_with_its_prompt() -> None:
     assert instance.size == 0
 
 
+def test_prompts_get_what_decoding_leaves_of_a_steps_tokens() -> None:
+    instance = batching(chunk=16, step_tokens=10)
+    [lane] = instance.lanes
+    for one in (*(sequence(output=50) for _ in range(4)), sequence(prompt=40, output=2, prefill=True)):
+        instance.enqueue(one)
+    load = instance.next_load(lane)
+    assert load is not None
+    assert load.total == 10
+    assert [count for _, count in lane.chunks] == [6]
+
+
 def test_chunks_go_beside_the_decoding_and_count_as_rows() -> None:
     instance = batching(chunk=16)
     instance.enqueue(sequence(output=100))

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from step3.plan.simulate.cores import Host
 from step3.plan.simulate.errors import SimulationError
 from step3.plan.simulate.measured import Line, MeasuredTimes, read_measured
 from step3.plan.workload import Contexts
@@ -51,6 +52,19 @@ def test_kinds_of_layers_follow_each_other(tmp_path: Path) -> None:
     assert times.ffn(2, 10) == pytest.approx(80e-6)
 
 
+HOST = {"cores": 2, "ffn_contention": 0.25, "wake_us": 60, "front_us": 100}
+
+
+def test_a_host_is_read_with_what_it_leaves_out(tmp_path: Path) -> None:
+    assert read(tmp_path, FILE).host is None
+    host = read(tmp_path, {**FILE, "host": HOST}).host
+    assert host is not None
+    assert (host.cores, host.is_bound, host.attention_contention, host.ffn_contention) == (2, True, 0, 0.25)
+    assert (host.wake, host.front) == pytest.approx((60e-6, 100e-6))
+    wandering = read(tmp_path, {**FILE, "host": {"cores": 4, "bound": False}}).host
+    assert wandering == Host(4, is_bound=False)
+
+
 def change(name: str, value: Any) -> dict[str, Any]:
     return {**FILE, "kinds": [{**KIND, name: value}]}
 
@@ -58,7 +72,7 @@ def change(name: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({**FILE, "speed": 1}, "speed is unknown; the names are kinds, head, prefill_us"),
+        ({**FILE, "speed": 1}, "speed is unknown; the names are kinds, head, prefill_us, host"),
         ({"kinds": []}, "kinds has 0 entries"),
         ({"kinds": [KIND]}, "head is missing"),
         ({**FILE, "prefill_us": -1}, "prefill_us must be a number of at least 0"),
@@ -73,6 +87,13 @@ def change(name: str, value: Any) -> dict[str, Any]:
             change("attention", {"sequences": [1], "contexts": [1, 2], "us": [[1]]}),
             "a number for each of the 2 contexts",
         ),
+        ({**FILE, "host": {}}, "host: cores is missing"),
+        (
+            {**FILE, "host": {"cores": 2, "threads": 1}},
+            "host: threads is unknown; the names are cores, bound",
+        ),
+        ({**FILE, "host": {"cores": 2, "wake_us": -1}}, "host: wake_us must be a number"),
+        ({**FILE, "host": {"cores": 2, "bound": "yes"}}, "host: bound must be true or false"),
         ("kinds: [", "is not YAML at line"),
         ("[1]", "expected a mapping"),
     ],

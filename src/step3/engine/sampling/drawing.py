@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from step3.engine.sampling.filters import FAR, apply_min_p, apply_top_k, apply_top_p
 from step3.engine.sampling.random_numbers import gumbels
+from step3.kernels.cpu import Library, open_library
+from step3.kernels.cpu.draw import draw_tokens
 
 _CHUNK_VALUES = 2**17
 
@@ -53,6 +55,8 @@ def draw(logits: Tensor, best: Tensor, draws: Draws) -> Tensor:
     """
     vocab = logits.shape[-1]
     block = 2 ** round(math.log2(vocab) / 2)
+    if logits.device.type == "cpu" and (library := open_library()):
+        return _draw_compiled(library, logits, best, draws, block)
     blocks = -(-vocab // block)
     noise = gumbels(draws.seed, draws.choice, draws.position, blocks + block)
     # A row at a time keeps large vocabularies in the cache, many keep small ones from being all overhead.
@@ -65,6 +69,19 @@ def draw(logits: Tensor, best: Tensor, draws: Draws) -> Tensor:
             _filter(distances, draws.of(rows))
         tokens.append(_two_level_gumbel_max(distances.view(-1, blocks, block), noise[rows]))
     return torch.cat(tokens)
+
+
+def _draw_compiled(library: Library, logits: Tensor, best: Tensor, draws: Draws, block: int) -> Tensor:
+    """`draw` with the CPU kernels: the same random numbers, sums and logarithms, up to rounding."""
+    if draws.filtered:
+        distances = _distances(logits, best, draws.temperature, logits.shape[-1])
+        _filter(distances, draws)
+        # Numbers whose best is 0 and whose temperature is 1 have these distances.
+        logits, best = distances.neg_(), torch.where(best.isfinite(), torch.zeros_like(best), best)
+        draws = replace(draws, temperature=torch.ones_like(draws.temperature))
+    return draw_tokens(
+        library, logits, best, draws.temperature, draws.seed, draws.choice, draws.position, block
+    )
 
 
 def _distances(logits: Tensor, best: Tensor, temperature: Tensor, size: int) -> Tensor:

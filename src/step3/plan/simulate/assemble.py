@@ -150,6 +150,7 @@ def measured_scenario(
         lanes=lanes,
         seats=seats,
         pods=pods,
+        host=times.host,
     )
 
 

@@ -135,11 +135,13 @@ class Batching:
         lanes: its lanes.
         seats: most sequences of one lane on one card.
         room: cache of a card.
-        headroom: share of it that stays free when a sequence is taken, for those in decoding to grow into.
         times: seconds of each call.
         chunk: prompt tokens that a card computes in a lane's step beside decoding.
         tokens_per_step: output tokens of a sequence and step, on average.
         copies: attention instances for which this one stands.
+        headroom: share of it that stays free when a sequence is taken, for those in decoding to grow into.
+        step_tokens: tokens of a lane's step on a card at most, prompts getting what decoding leaves; None
+            for no end but `chunk`.
 
     Attributes:
         lanes: its lanes.
@@ -163,6 +165,7 @@ class Batching:
         tokens_per_step: float = 1.0,
         copies: int = 1,
         headroom: float = 0.0,
+        step_tokens: int | None = None,
     ) -> None:
         self.lanes = [LaneBatch(cards) for _ in range(lanes)]
         self.size = 0
@@ -175,6 +178,7 @@ class Batching:
         self.short_of_cache = 0
         self._cards, self._seats, self._room, self._times = cards, seats, room, times
         self._chunk, self._per_step, self._copies = chunk, tokens_per_step, copies
+        self._step_tokens = step_tokens
         self._open_room = room.room * (1 - headroom)
         self._held_sequences = [0] * cards
         self._held_tokens = [0.0] * cards
@@ -261,7 +265,7 @@ class Batching:
         chunks: dict[int, list[tuple[int, float]]] = {}
         prompt = 0
         for card in range(self._cards):
-            left = self._chunk
+            left = self._prompt_tokens(lane.decoding[card])
             for sequence in lane.prefills[card]:
                 count = min(sequence.prefill_left, left)
                 if not count:
@@ -286,6 +290,12 @@ class Batching:
         if not total:
             return None
         return Load(slowest, self._times.head(max(*decoding, 1)), rows, total * self._copies)
+
+    def _prompt_tokens(self, decoding: int) -> int:
+        """Prompt tokens that a card may compute in a step."""
+        if self._step_tokens is None:
+            return self._chunk
+        return min(self._chunk, max(self._step_tokens - decoding * self._times.width, 0))
 
     def _relieve(self, lane: LaneBatch, card: int) -> None:
         """Take back the cache of those that came last until the card holds what is decoded next."""

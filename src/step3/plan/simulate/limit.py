@@ -14,6 +14,7 @@ _NAMES = {
     "out": "the wire to the FFN",
     "ffn": "the FFN",
     "back": "the wire back from the FFN",
+    "core": "the host's busiest core",
 }
 
 
@@ -28,6 +29,8 @@ class Busy:
     ffn: float | None
     """None in a monolith."""
     back: float
+    core: float | None = None
+    """The busiest core of a host that instances share; None where each has its own cards."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Limit:
     """What would have to change for more tokens."""
 
     binding: str
-    """`attention`, `card`, `out`, `ffn`, `back`, `round trip` or `arrivals`."""
+    """`attention`, `card`, `out`, `ffn`, `back`, `core`, `round trip` or `arrivals`."""
     words: str
 
 
@@ -54,6 +57,8 @@ def find_limit(run: Simulation, busy: Busy, seconds: float) -> Limit:
     else:
         shares["ffn"] = busy.ffn
     most = max(shares, key=lambda name: shares[name])
+    if busy.core is not None and shares[most] < FULL <= busy.core:
+        shares["core"], most = busy.core, "core"
     seats = scenario.capacity / scenario.copies
     running = run.tally.running / seconds if seconds else 0.0
     grows = _grows([count for _, count in run.tally.waiting.means()])

@@ -12,6 +12,13 @@ kinds:                       # layers that take the same times, in the order of 
     back: {sequences: [1, 256], us: [15, 230]}
 head: {sequences: [1, 256], us: [40, 400]}           # once a step
 prefill_us: 0.0004           # optional: a layer's core, for each prompt token and token that it attends to
+host:                        # optional: all instances share a host's cores, and `ffn` is of one instance
+  cores: 2
+  bound: true                # optional: instance n, attention first, has core n modulo their number
+  attention_contention: 0.2  # optional: attention takes so much longer while all other cores are at work
+  ffn_contention: 0.1        # optional: the same of an FFN instance
+  wake_us: 60                # optional: until a sleeping instance begins
+  front_us: 100              # optional: for each token, in front of all instances
 ```
 
 Between the points times are linear; beyond the last they go on as between the last two; before the first
@@ -26,6 +33,7 @@ from pathlib import Path
 
 from step3.plan.catalogue import load_yaml
 from step3.plan.fields import Fields
+from step3.plan.simulate.cores import Host
 from step3.plan.simulate.errors import SimulationError
 from step3.plan.workload import Contexts
 
@@ -81,15 +89,19 @@ class MeasuredTimes:
         kinds: in the model's order.
         head: once a step.
         prefill: seconds of one layer's core for each prompt token and each token that it attends to.
+        host: whose cores the instances share; None where each has its own.
     """
 
-    def __init__(self, kinds: Sequence[LayerKind], head: Line, prefill: float = 0.0) -> None:
+    def __init__(
+        self, kinds: Sequence[LayerKind], head: Line, prefill: float = 0.0, host: Host | None = None
+    ) -> None:
         firsts: list[int] = []
         for kind in kinds:
             firsts += [len(firsts)] * kind.layers
         self.layer_kinds: Sequence[int] = tuple(firsts)
         self._kinds = dict(zip(dict.fromkeys(firsts), kinds, strict=True))
         self._head, self._prefill = head, prefill
+        self.host = host
 
     def attention(self, layer: int, sequences: float, contexts: Contexts) -> float:
         """Seconds on an attention card."""
@@ -126,15 +138,26 @@ def read_measured(path: Path) -> MeasuredTimes:
         SimulationError: the file cannot be read, or a value in it is missing or wrong; it is named.
     """
     file = load_yaml(path, SimulationError)
-    if unknown := set(map(str, file.values)) - {"kinds", "head", "prefill_us"}:
-        raise file.fail(f"{sorted(unknown)[0]:.60} is unknown; the names are kinds, head, prefill_us")
+    if unknown := set(map(str, file.values)) - {"kinds", "head", "prefill_us", "host"}:
+        raise file.fail(f"{sorted(unknown)[0]:.60} is unknown; the names are kinds, head, prefill_us, host")
     kinds = [
         _kind(Fields(values, f"{path}, kind {number}", SimulationError))
         for number, values in enumerate(file.items("kinds", 1), 1)
     ]
     if sum(kind.layers for kind in kinds) > MAX_LAYERS:
         raise file.fail(f"more than {MAX_LAYERS:,} layers")
-    return MeasuredTimes(kinds, _line(file.inner("head")), file.number("prefill_us", 0.0) * 1e-6)
+    host = _host(file.inner("host")) if file.has("host") else None
+    return MeasuredTimes(kinds, _line(file.inner("head")), file.number("prefill_us", 0.0) * 1e-6, host)
+
+
+def _host(values: Fields) -> Host:
+    names = ("attention_contention", "ffn_contention", "wake_us", "front_us")
+    if unknown := set(map(str, values.values)) - {"cores", "bound", *names}:
+        names_known = ", ".join(("cores", "bound", *names))
+        raise values.fail(f"{sorted(unknown)[0]:.60} is unknown; the names are {names_known}")
+    attention, ffn, wake, front = (values.number(name, 0.0) for name in names)
+    is_bound = values.flag("bound", True)
+    return Host(values.integer("cores"), is_bound, attention, ffn, wake * 1e-6, front * 1e-6)
 
 
 def _kind(values: Fields) -> LayerKind:

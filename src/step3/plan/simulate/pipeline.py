@@ -64,8 +64,10 @@ class Recorder(Protocol):
         """`stage` worked for a lane at its current layer."""
         ...
 
-    def served(self, lanes: list["Lane"], start: float, seconds: float, batch: float) -> None:
-        """The FFN computed one call for these lanes."""
+    def served(
+        self, lanes: list["Lane"], start: float, seconds: float, batch: float, instance: int | None = None
+    ) -> None:
+        """The FFN computed one call for these lanes; `instance` is None where all of them did, alike."""
         ...
 
 
@@ -436,6 +438,20 @@ class Worked:
     """Calls of lanes that the FFN answered."""
     merged_calls: int
     """Calls that it computed: fewer, where it merged them."""
+    cores: tuple[float, ...] = ()
+    """Of each core, where instances share a host's."""
+
+    def since(self, before: "Worked") -> "Worked":
+        """What was worked after an earlier moment."""
+        return Worked(
+            self.attention - before.attention,
+            self.out - before.out,
+            self.ffn - before.ffn,
+            self.back - before.back,
+            self.calls - before.calls,
+            self.merged_calls - before.merged_calls,
+            tuple(now - then for now, then in zip(self.cores, before.cores, strict=True)),
+        )
 
 
 class _Call:

@@ -41,7 +41,7 @@ def render(title: str, scenario: Scenario, result: Result, closed: Step | None) 
     )
 
 
-def as_json(scenario: Scenario, result: Result, closed: Step, cost: Loss | None) -> dict[str, Any]:
+def as_json(scenario: Scenario, result: Result, closed: Step | None, cost: Loss | None) -> dict[str, Any]:
     """The result, what was simulated, and what to compare it with; seconds, tokens and requests."""
     return {
         "topology": str(scenario.topology),
@@ -49,7 +49,8 @@ def as_json(scenario: Scenario, result: Result, closed: Step, cost: Loss | None)
         "sequences_per_card_and_lane": scenario.seats,
         "seed": scenario.seed,
         "warmup": scenario.warmup,
-        "closed_form": {"tpot": closed.seconds / scenario.tokens_per_step, "binding": closed.binding},
+        "closed_form": closed
+        and {"tpot": closed.seconds / scenario.tokens_per_step, "binding": closed.binding},
         **result.as_json(),
         "failures": None if cost is None else asdict(cost),
     }
@@ -71,6 +72,9 @@ def _setting(scenario: Scenario, result: Result) -> list[RenderableType]:
         if scenario.prefills
         else "prompts are computed elsewhere and come with their cache",
     ]
+    if scenario.host is not None:
+        how = "each instance bound to one" if scenario.host.is_bound else "over which instances wander"
+        lines.append(f"all on one host of {scenario.host.cores:,} cores, {how}")
     if scenario.copies > 1:
         lines.append(
             f"{scenario.simulated} of {scenario.topology.attention:,} attention instances are simulated, "
@@ -161,6 +165,8 @@ def _busy(result: Result) -> RenderableType:
     if busy.ffn is not None:
         names["FFN"] = busy.ffn
     names["wire back"] = busy.back
+    if busy.core is not None:
+        names["busiest core"] = busy.core
     table = _table()
     for _ in range(4):
         table.add_column(no_wrap=True)

@@ -140,6 +140,7 @@ def _result(run: Simulation) -> Result:
         share(worked.out),
         None if monolith else share(worked.ffn),
         share(worked.back),
+        share(max(worked.cores)) if worked.cores else None,
     )
     usd = scenario.cards.usd_per_second
     requests = tally.requests

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from step3.plan.simulate.cache import CacheRoom
 from step3.plan.simulate.calls import PrefillCore
+from step3.plan.simulate.cores import Host
 from step3.plan.simulate.errors import SimulationError
 from step3.plan.simulate.faults import Faults
 from step3.plan.simulate.pipeline import Merge
@@ -64,6 +65,8 @@ class Scenario:
     """Prompts are computed here, in chunks between the decodes; else they come with their cache."""
     chunk: int = 512
     """Prompt tokens that a card computes in a lane's step, also to compute anew what was lost."""
+    step_tokens: int | None = None
+    """Tokens of a lane's step on a card at most, decoded ones first; prompts get what they leave."""
     width: int = 1
     """Tokens that a step computes for each sequence: 1 and its drafts."""
     tokens_per_step: float = 1.0
@@ -74,6 +77,8 @@ class Scenario:
     jitter: float = 0.0
     """Standard deviation over mean of every call's time."""
     faults: Faults = field(default_factory=Faults)
+    host: Host | None = None
+    """Whose cores all instances share; None where each has cards of its own."""
     simulate_instances: int | None = None
     """Attention instances simulated one by one, each standing for as many others; None chooses."""
     pods: int = 1
@@ -92,6 +97,8 @@ class Scenario:
         self._check("lanes", 1, MAX_LANES)
         self._check("seats", 1, 1 << 20)
         self._check("chunk", 1, 1 << 20)
+        if self.step_tokens is not None:
+            self._check("step_tokens", 1, 1 << 20)
         self._check("width", 1, 64)
         self._check("tokens_per_step", 1e-3, self.width)
         self._check("headroom", 0, 0.9)
@@ -124,10 +131,25 @@ class Scenario:
                 f"{self.simulate_instances} does not"
             )
         self.faults.check(self.topology, self.simulated)
+        if self.host is not None:
+            self._check_hosted()
         if isinstance(self.arrivals, ClosedLoop) and self.arrivals.concurrency < self.copies * self.pods:
             raise SimulationError(
                 f"a concurrency of {self.arrivals.concurrency} leaves some of {self.copies * self.pods} "
                 "instances or pods that are taken as equal without a request"
+            )
+
+    def _check_hosted(self) -> None:
+        """On a shared host instances are processes, and each is simulated by itself."""
+        if self.faults.failures:
+            raise SimulationError("instances that share a host's cores cannot --fail in a simulation yet")
+        if self.merge is not Merge.LAYER or self.gather:
+            raise SimulationError("instances that share a host's cores --merge by layer, without --gather")
+        if self.cards.attention != 1 or self.cards.ffn > 1:
+            raise SimulationError("instances that share a host's cores have one card each")
+        if self.simulated != self.topology.attention:
+            raise SimulationError(
+                f"instances that share a host's cores are simulated one by one: all {self.topology.attention}"
             )
 
     def _check(self, name: str, least: float, most: float) -> None:
@@ -147,7 +169,7 @@ class Scenario:
         instances = self.topology.attention
         if self.simulate_instances is not None:
             return self.simulate_instances
-        if instances <= MAX_SIMULATED or self.faults.single_out_attention:
+        if instances <= MAX_SIMULATED or self.faults.single_out_attention or self.host is not None:
             return instances
         return max(n for n in range(1, MAX_SIMULATED + 1) if instances % n == 0)
 

@@ -9,6 +9,7 @@ from step3.plan.simulate.batching import Batching, LaneBatch, Sequence
 from step3.plan.simulate.calls import CallTimes
 from step3.plan.simulate.clock import Clock, Order
 from step3.plan.simulate.faults import Failure, ReplicaHealth
+from step3.plan.simulate.hosted import HostedPipeline
 from step3.plan.simulate.jitter import random_factors
 from step3.plan.simulate.pipeline import Instance, Lane, Load, Pipeline, Recorder, Spent, Worked
 from step3.plan.simulate.requests import ClosedLoop, OpenLoop, Request, Trace
@@ -63,6 +64,7 @@ class Simulation:
                 scenario.tokens_per_step,
                 scenario.copies,
                 scenario.headroom,
+                scenario.step_tokens,
             )
             for _ in range(scenario.simulated)
         ]
@@ -70,18 +72,7 @@ class Simulation:
             Instance(number, faults.slowness("attention", number), faults.slowness("wire", number))
             for number in range(scenario.simulated)
         ]
-        self.pipeline = Pipeline(
-            self.clock,
-            times,
-            instances,
-            scenario.lanes,
-            self._step_ended,
-            monolith=scenario.topology.is_monolith,
-            merge=scenario.merge,
-            gather=scenario.gather,
-            ffn_slowness=faults.ffn_slowness(),
-            factors=random_factors(scenario.jitter, scenario.seed) if scenario.jitter else None,
-        )
+        self.pipeline = self._make_pipeline(times, instances)
         self._lanes = [
             self.pipeline.lanes[i : i + scenario.lanes]
             for i in range(0, len(self.pipeline.lanes), scenario.lanes)
@@ -105,6 +96,34 @@ class Simulation:
         if isinstance(scenario.arrivals, ClosedLoop):
             self._fill(scenario.arrivals.concurrency // (scenario.copies * scenario.pods))
         self._expect_next()
+
+    def _make_pipeline(self, times: CallTimes, instances: list[Instance]) -> Pipeline | HostedPipeline:
+        scenario, faults = self.scenario, self.scenario.faults
+        factors = random_factors(scenario.jitter, scenario.seed) if scenario.jitter else None
+        if scenario.host is not None:
+            return HostedPipeline(
+                self.clock,
+                times,
+                scenario.topology,
+                scenario.host,
+                instances,
+                scenario.lanes,
+                self._step_ended,
+                ffn_slowness=lambda number: faults.slowness("ffn", number),
+                factors=factors,
+            )
+        return Pipeline(
+            self.clock,
+            times,
+            instances,
+            scenario.lanes,
+            self._step_ended,
+            monolith=scenario.topology.is_monolith,
+            merge=scenario.merge,
+            gather=scenario.gather,
+            ffn_slowness=faults.ffn_slowness(),
+            factors=factors,
+        )
 
     def run(self, progress: Progress | None = None) -> None:
         """Simulate to the end.
@@ -143,9 +162,7 @@ class Simulation:
     def worked(self) -> Worked:
         """What every resource worked since the counting began."""
         now, before = self.pipeline.worked(), self._worked_before
-        if before is None:
-            return now
-        return Worked(*(getattr(now, name) - getattr(before, name) for name in Worked.__dataclass_fields__))
+        return now if before is None else now.since(before)
 
     @property
     def waiting(self) -> int:
@@ -270,6 +287,8 @@ class Simulation:
         size, since = batch.size, batch.since
         seconds = now - since
         outcome = batching.end_step(batch)
+        if isinstance(self.pipeline, HostedPipeline):
+            self.pipeline.deliver(outcome.tokens)
         batch.since = now
         tally.output.spread(since, now, outcome.tokens)
         if tally.counting:
@@ -334,7 +353,7 @@ class Simulation:
         batching = self._batching[number]
         self._deaths[number] += 1
         if not batching.stopped:
-            self.pipeline.abort(self._lanes[number][0].instance)
+            self._own_cards.abort(self._lanes[number][0].instance)
             self._lost[number] += batching.lose()
             batching.stopped = True
             self.tally.recomputed += sum(sequence.tokens for sequence in self._lost[number])
@@ -367,7 +386,7 @@ class Simulation:
     def _ffn_dies(self, failure: Failure) -> None:
         now, faults = self.clock.now, self.scenario.faults
         self._health.died(failure.instance)
-        self.pipeline.stop_ffn()
+        self._own_cards.stop_ffn()
         self.clock.at(now + faults.detection, Order.FAULT, self._ffn_missed, failure.instance)
         self.clock.at(now + faults.restart, Order.FAULT, self._ffn_returns, failure.instance)
 
@@ -383,4 +402,10 @@ class Simulation:
     def _resume_ffn(self) -> None:
         load = self._health.replica_load
         if load is not None:
-            self.pipeline.resume_ffn(load)
+            self._own_cards.resume_ffn(load)
+
+    @property
+    def _own_cards(self) -> Pipeline:
+        """The pipeline where instances have cards of their own, the only one whose instances can fail."""
+        assert isinstance(self.pipeline, Pipeline)
+        return self.pipeline

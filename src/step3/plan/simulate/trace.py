@@ -45,6 +45,8 @@ class Served:
     batch: float
     lanes: tuple[tuple[int, int], ...]
     """(attention instance, lane) of every call that it answers."""
+    instance: int | None = None
+    """The FFN instance; None for all of them, alike."""
 
 
 class Recording:
@@ -69,11 +71,13 @@ class Recording:
         layer = lane.layer - 1 if stage == "head" else lane.layer
         self.spans.append(Span(stage, lane.instance.number, lane.number, layer, start, seconds, batch))
 
-    def served(self, lanes: list[Lane], start: float, seconds: float, batch: float) -> None:
+    def served(
+        self, lanes: list[Lane], start: float, seconds: float, batch: float, instance: int | None = None
+    ) -> None:
         """Keep a computation of the FFN."""
         if len(self.served_calls) < MAX_SPANS:
             whose = tuple((lane.instance.number, lane.number) for lane in lanes)
-            self.served_calls.append(Served(lanes[0].layer, start, seconds, batch, whose))
+            self.served_calls.append(Served(lanes[0].layer, start, seconds, batch, whose, instance))
 
 
 def trace_events(recording: Recording, topology: Topology, instances: int) -> Iterator[dict[str, Any]]:
@@ -92,10 +96,11 @@ def trace_events(recording: Recording, topology: Topology, instances: int) -> It
     for instance, lane in lanes:
         yield _name("thread_name", instance + 1, f"lane {lane}", lane)
     if recording.served_calls and not topology.is_monolith:
-        numbers = "0" if topology.ffn == 1 else f"0 to {topology.ffn - 1}, alike"
-        yield _name("process_name", ffn, f"ffn {numbers}")
-        yield _order(ffn)
-        yield _name("thread_name", ffn, "calls")
+        alike = "0" if topology.ffn == 1 else f"0 to {topology.ffn - 1}, alike"
+        for number in sorted({call.instance for call in recording.served_calls}, key=lambda one: one or 0):
+            yield _name("process_name", ffn + (number or 0), f"ffn {alike if number is None else number}")
+            yield _order(ffn + (number or 0))
+            yield _name("thread_name", ffn + (number or 0), "calls")
     events = [
         _complete(
             span.stage,
@@ -110,7 +115,7 @@ def trace_events(recording: Recording, topology: Topology, instances: int) -> It
     for call in recording.served_calls if not topology.is_monolith else ():
         whose = [f"{instance}.{lane}" for instance, lane in call.lanes]
         args = {"batch": _plain(call.batch), "layer": call.layer, "lanes": whose}
-        events.append(_complete("ffn", ffn, 0, call.start, call.seconds, args))
+        events.append(_complete("ffn", ffn + (call.instance or 0), 0, call.start, call.seconds, args))
     yield from sorted(events, key=lambda event: event["ts"])
 
 

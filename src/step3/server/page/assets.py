@@ -17,7 +17,7 @@ CONTENT_TYPES = {
     ".svg": "image/svg+xml",
     ".png": "image/png",
 }
-PAGES = {"/": "chat.html", "/planner": "planner.html"}
+PAGES = {"/": "chat.html", "/planner": "planner.html", "/pipeline": "pipeline.html"}
 FOLDER = "/page/"
 
 # What a model writes is shown on these pages: no script but the package's own may run, nothing may be loaded

@@ -1,0 +1,305 @@
+"""Speed on the CPU, beside vLLM and beside what the machine can do at most.
+
+    python benchmarks/cpu.py CHECKPOINT --quantised BLOCK_FP8_CHECKPOINT --peer PYTHON_OF_VLLM
+
+The engines run as processes of their own and measure in turn, round after round; a ratio is the median of
+the rounds' ratios. Read bandwidth and the peak of bf16 products are measured before and after each of these
+measurements, as neighbours on a shared host may double or halve them within seconds; what other processes
+took of the processor is told too. A long run can be cut: `--cases` in several runs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from step3.checkpoint import Checkpoint
+from step3.checkpoint.config import TextSizes
+from step3.kernels.cpu import open_library, why_not
+from step3.kernels.cpu.weights import Arena
+
+WORKER = Path(__file__).with_name("cpu_worker.py")
+CASES = "1x128x32,4x128x24,16x128x16,64x128x12"
+MEASURED_BYTES = 512 << 20
+
+
+@dataclass(frozen=True)
+class Case:
+    """`batch` prompts of `prompt` tokens each, then `new` tokens."""
+
+    batch: int
+    prompt: int
+    new: int
+
+    def __str__(self) -> str:
+        return f"{self.batch}x{self.prompt}"
+
+
+class Engine:
+    """A worker process."""
+
+    def __init__(self, name: str, command: list[str]) -> None:
+        self.name = name
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.start = self._read()["start"]
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def measure(self, case: Case, number: int) -> dict[str, float]:
+        """Prefill (where the prompts are new) and decode, tokens/s; and what others took, in cores."""
+        assert self._process.stdin is not None
+        before = self._processor_seconds()
+        print(json.dumps([case.batch, case.prompt, case.new, number]), file=self._process.stdin, flush=True)
+        result = self._read()
+        wall, busy, own = (b - a for a, b in zip(before, self._processor_seconds(), strict=True))
+        return {**result, "others": max(0.0, busy - own) / wall}
+
+    def _read(self) -> dict[str, float]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.name} ended early; its output stands above")
+        return json.loads(line)
+
+    def _processor_seconds(self) -> tuple[float, float, float]:
+        tick = os.sysconf("SC_CLK_TCK")
+        user, nice, system, idle, iowait, irq, softirq, steal = map(
+            int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9]
+        )
+        busy = user + nice + system + irq + softirq + steal
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        own = int(fields[11]) + int(fields[12])
+        wall = (busy + idle + iowait) / (os.cpu_count() or 1)
+        return wall / tick, busy / tick, own / tick
+
+
+@dataclass
+class Measured:
+    """One case of one engine, a value for each round.
+
+    Attributes:
+        prefill, decode: tokens/s.
+        others: cores that other processes took.
+        bandwidth, peak: the machine's limits meanwhile, GB/s and GFLOP/s.
+    """
+
+    prefill: list[float] = field(default_factory=list)
+    decode: list[float] = field(default_factory=list)
+    others: list[float] = field(default_factory=list)
+    bandwidth: list[float] = field(default_factory=list)
+    peak: list[float] = field(default_factory=list)
+
+
+class Limits:
+    """What the machine can do at most, at this moment."""
+
+    def __init__(self) -> None:
+        library = open_library()
+        if library is None:
+            raise SystemExit(why_not())
+        self._c, self._threads = library.c, torch.get_num_threads()
+        self._arena = Arena(library)
+        self._memory = self._arena.take(MEASURED_BYTES)
+        ctypes.memset(self._memory, 1, MEASURED_BYTES)
+
+    def measure(self) -> tuple[float, float]:
+        """GB/s read and GFLOP/s of bf16 products, by all threads."""
+        bandwidth = max(
+            self._c.step3_read_bandwidth(self._memory, MEASURED_BYTES, self._threads) for _ in range(2)
+        )
+        return bandwidth, self._c.step3_peak_flops(self._threads, 0.1)
+
+
+def weights_of_step(sizes: TextSizes, tokens: int, item: float) -> tuple[float, float]:
+    """Bytes of weights that a step of `tokens` tokens is expected to read, and its FLOP."""
+    heads = sizes.num_attention_heads * sizes.head_dim
+    attention = (
+        sizes.hidden_size * (sizes.share_q_dim + 2 * sizes.head_dim + heads) + sizes.share_q_dim * heads
+    )
+    expert = 3 * sizes.hidden_size * sizes.moe_intermediate_size
+    experts, chosen = sizes.moe_num_experts, sizes.moe_top_k
+    used = experts * (1 - (1 - chosen / experts) ** tokens) if experts else 0
+    shared = 3 * sizes.hidden_size * sizes.share_expert_dim
+    moe = len(sizes.moe_layers)
+    dense = (sizes.num_hidden_layers - moe) * 3 * sizes.hidden_size * sizes.intermediate_size
+    always = sizes.num_hidden_layers * attention + dense + moe * shared
+    head = sizes.vocab_size * sizes.hidden_size
+    read = (always + moe * used * expert) * item + head * 2
+    return read, 2.0 * tokens * (always + moe * chosen * expert)
+
+
+def run_rounds(engines: list[Engine], cases: list[Case], rounds: int) -> dict[tuple[str, Case], Measured]:
+    limits = Limits()
+    results = {(engine.name, case): Measured() for engine in engines for case in cases}
+    for number in range(rounds):
+        for case in cases:
+            # Who is first changes from round to round.
+            for engine in engines[:: 1 if number % 2 else -1]:
+                before = limits.measure()
+                # Long prompts are computed once, and stay in the prefix cache for the other rounds.
+                got = engine.measure(case, number if case.batch * case.prompt <= 4096 else 0)
+                after = limits.measure()
+                measured = results[engine.name, case]
+                measured.bandwidth.append((before[0] + after[0]) / 2)
+                measured.peak.append((before[1] + after[1]) / 2)
+                measured.decode.append(got["decode"])
+                measured.others.append(got["others"])
+                if "prefill" in got:
+                    measured.prefill.append(got["prefill"])
+                # Told at once: a run that is cut short has not been for nothing.
+                told = {**got, "bandwidth": measured.bandwidth[-1], "peak": measured.peak[-1]}
+                print(f"round {number}: {case} {engine.name} {json.dumps(told)}", file=sys.stderr, flush=True)
+    return results
+
+
+def ratio(ours: list[float], theirs: list[float]) -> float:
+    return median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def main(
+    checkpoint: Annotated[Path, typer.Argument(help="A bf16 checkpoint that both engines can load.")],
+    quantised: Annotated[Path | None, typer.Option(help="The same in block-fp8, for Step3 alone.")] = None,
+    peer: Annotated[
+        Path | None, typer.Option(help="Python of an environment that has vLLM's CPU build.")
+    ] = None,
+    cases: Annotated[str, typer.Option(help="BATCHxPROMPTxNEW, with commas between them.")] = CASES,
+    rounds: Annotated[int, typer.Option(help="Times that everything is measured.")] = 3,
+    out: Annotated[Path | None, typer.Option(help="Write what was measured as JSON.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw a roofline, as PNG.")] = None,
+) -> None:
+    """Measure, and print tokens a second, ratios and parts of the limits."""
+    chosen = [Case(*map(int, case.split("x"))) for case in cases.split(",")]
+    sizes = Checkpoint.open(checkpoint).config.text
+    with ExitStack() as stack:
+        commands = {"step3 bf16": [sys.executable, str(WORKER), "step3", str(checkpoint)]}
+        if quantised is not None:
+            commands["step3 fp8"] = [sys.executable, str(WORKER), "step3", str(quantised)]
+        if peer is not None:
+            commands["vLLM bf16"] = [str(peer), str(WORKER), "vllm", str(checkpoint)]
+        engines = [stack.enter_context(Engine(name, command)) for name, command in commands.items()]
+        results = run_rounds(engines, chosen, rounds)
+    bandwidth = median(value for one in results.values() for value in one.bandwidth)
+    peak = median(value for one in results.values() for value in one.peak)
+    rows = [row(engine.name, case, results, sizes, peer is not None) for case in chosen for engine in engines]
+    show(rows, bandwidth, peak, {engine.name: engine.start for engine in engines})
+    if out is not None:
+        raw = {f"{name} {case}": vars(measured) for (name, case), measured in results.items()}
+        starts = {engine.name: engine.start for engine in engines}
+        limits = {"bandwidth_gb_s": bandwidth, "peak_gflop_s": peak}
+        out.write_text(json.dumps({"rows": rows, "rounds": raw, "start_s": starts, **limits}, indent=1))
+    if plot is not None:
+        draw(rows, bandwidth, peak, plot)
+
+
+def row(
+    name: str,
+    case: Case,
+    results: dict[tuple[str, Case], Measured],
+    sizes: TextSizes,
+    has_peer: bool,
+) -> dict[str, Any]:
+    measured = results[name, case]
+    read, flops = weights_of_step(sizes, case.batch, 1 + 4 / 128**2 if name.endswith("fp8") else 2)
+    item = 2 * 2 * sizes.head_dim * sizes.num_hidden_layers
+    read += case.batch * (case.prompt + case.new / 2) * item
+    decode, prefill = median(measured.decode), median(measured.prefill)
+    _, prefill_flops = weights_of_step(sizes, 1, 2)
+    theirs = results.get(("vLLM bf16", case)) if has_peer else None
+    return {
+        "case": str(case),
+        "engine": name,
+        "prefill_tok_s": prefill,
+        "decode_tok_s": decode,
+        "prefill_ratio": None if theirs is None else ratio(measured.prefill, theirs.prefill),
+        "decode_ratio": None if theirs is None else ratio(measured.decode, theirs.decode),
+        # A long prompt is computed in the first round only.
+        "prefill_of_peak": median(
+            rate * prefill_flops / 1e9 / peak
+            for rate, peak in zip(measured.prefill, measured.peak, strict=False)
+        ),
+        "decode_of_bandwidth": median(
+            rate / case.batch * read / 1e9 / bandwidth
+            for rate, bandwidth in zip(measured.decode, measured.bandwidth, strict=True)
+        ),
+        "decode_intensity": flops / read,
+        "decode_gflop_s": decode / case.batch * flops / 1e9,
+        "prefill_gflop_s": prefill * prefill_flops / 1e9,
+        "others_cores": max(measured.others),
+    }
+
+
+def show(rows: list[dict[str, Any]], bandwidth: float, peak: float, starts: dict[str, float]) -> None:
+    columns = ("case", "engine", "prefill", "x vLLM", "of peak", "decode", "x vLLM", "of bandwidth", "others")
+    table = Table(
+        *columns, title=f"tokens/s; {bandwidth:.1f} GB/s read, {peak:.0f} GFLOP/s bf16", title_justify="left"
+    )
+
+    def times(value: float | None) -> str:
+        return "" if value is None else f"{value:.2f}"
+
+    for one in rows:
+        table.add_row(
+            one["case"],
+            one["engine"],
+            f"{one['prefill_tok_s']:.0f}",
+            times(one["prefill_ratio"]),
+            f"{one['prefill_of_peak']:.0%}",
+            f"{one['decode_tok_s']:.1f}",
+            times(one["decode_ratio"]),
+            f"{one['decode_of_bandwidth']:.0%}",
+            f"{one['others_cores']:.2f}",
+        )
+    console = Console(width=120)
+    console.print(table)
+    console.print(
+        "start to first token: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in starts.items())
+    )
+
+
+def draw(rows: list[dict[str, Any]], bandwidth: float, peak: float, file: Path) -> None:
+    """Decode and prefill as points under the lines of bandwidth and peak."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.2), dpi=150)
+    edge = peak / bandwidth
+    axes.plot([0.5, edge, 2000], [0.5 * bandwidth, peak, peak], color="0.4", lw=1)
+    axes.text(0.55, 0.62 * bandwidth, f"{bandwidth:.0f} GB/s", color="0.4", rotation=33, fontsize=8)
+    axes.text(300, peak * 1.05, f"{peak:.0f} GFLOP/s", color="0.4", fontsize=8)
+    marks = {"step3 bf16": ("o", "tab:blue"), "step3 fp8": ("s", "tab:green"), "vLLM bf16": ("^", "tab:red")}
+    for name, (mark, colour) in marks.items():
+        own = [one for one in rows if one["engine"] == name]
+        points = [(one["decode_intensity"], one["decode_gflop_s"]) for one in own]
+        points += [(1000.0, max(one["prefill_gflop_s"] for one in own))] if own else []
+        if points:
+            axes.scatter(*zip(*points, strict=True), marker=mark, color=colour, label=name, s=28, alpha=0.8)
+    axes.set(xscale="log", yscale="log", xlabel="FLOP a byte read", ylabel="GFLOP/s")
+    axes.set_title("Decode at each batch size, and prefill (right)", fontsize=10)
+    axes.legend(fontsize=8, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(file)
+
+
+if __name__ == "__main__":
+    typer.run(main)

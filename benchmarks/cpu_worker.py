@@ -1,0 +1,67 @@
+"""One engine of `benchmarks/cpu.py`: loads a checkpoint, then measures a case for each line that it is sent.
+
+    python cpu_worker.py step3|vllm CHECKPOINT
+
+Both engines answer to the same calls of `LLM`. A case is `[batch, prompt, new, number]`: `batch` prompts of
+`prompt` tokens drawn from `number`, behind which `new` tokens follow. Prefill is timed the first time only:
+afterwards the prompts are in the prefix cache, and the difference of two calls is the time of decoding.
+"""
+
+import json
+import os
+import random
+import sys
+import time
+
+STARTED = time.time()
+if sys.argv[1] == "vllm":
+    os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", HF_HUB_OFFLINE="1")
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", f"0-{(os.cpu_count() or 1) - 1}")
+    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+    from vllm import LLM, SamplingParams
+else:
+    from step3 import LLM, SamplingParams
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    options = {"kv_cache_memory_bytes": 2 << 30, "quiet": True} if sys.argv[1] == "step3" else {}
+    llm = LLM(
+        sys.argv[2],
+        dtype="bfloat16",
+        max_model_len=4096,
+        max_num_seqs=64,
+        enable_prefix_caching=True,
+        **options,
+    )
+
+    def seconds(prompts: list[dict[str, list[int]]], new: int) -> float:
+        params = SamplingParams(temperature=0, max_tokens=new, ignore_eos=True)
+        begin = time.perf_counter()
+        llm.generate(prompts, params, use_tqdm=False)
+        return time.perf_counter() - begin
+
+    seconds([{"prompt_token_ids": [5, 6, 7]}], 1)
+    print(json.dumps({"start": time.time() - STARTED}), file=answers)
+    known = set()
+    for line in sys.stdin:
+        batch, prompt, new, number = json.loads(line)
+        # Prompts that another case had would be in the prefix cache.
+        draw = random.Random(f"{batch} {prompt} {number}")
+        prompts = [
+            {"prompt_token_ids": [draw.randrange(20, 4000) for _ in range(prompt)]} for _ in range(batch)
+        ]
+        result = {}
+        first = seconds(prompts, 1)
+        if line not in known:
+            known.add(line)
+            result["prefill"] = batch * prompt / first
+        cached = seconds(prompts, 1)
+        result["decode"] = batch * (new - 1) / (seconds(prompts, new) - cached)
+        print(json.dumps(result), file=answers)
+
+
+if __name__ == "__main__":
+    main()

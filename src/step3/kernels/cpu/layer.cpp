@@ -1,0 +1,193 @@
+// The attention side of a decoder layer in one call: norm, projections, rotation, cache, attention, output,
+// norm, router. Each phase's result lies in the form in which the next one reads it.
+#include "attention.h"
+#include <algorithm>
+
+using namespace step3;
+
+namespace {
+
+struct Layer {
+    const step3_shape &shape;
+    const step3_attention &weights;
+    const step3_batch &batch;
+    char *keys, *values;
+    float *hidden;
+    const uint16_t *answer;
+    uint16_t *x;
+    int64_t *ids;
+    float *chosen;
+    Tiles tiles;
+    uint32_t *normed, *inter, *mixed;  // tiles
+    float *qkv, *query, *wide;         // wide: x before it is rounded
+
+    int64_t qkv_size() const { return weights.qkv.rows; }
+
+    // hidden += answer; normed = norm(hidden)
+    void begin(int64_t token, Buffer &own) const {
+        const int64_t size = shape.hidden;
+        float *row = hidden + token * size, *out = own.get<float>(size);
+        if (answer)
+            for (int64_t i = 0; i < size; i++) row[i] += float_of_bf16(answer[token * size + i]);
+        const float scale = inverse_rms(row, size, shape.eps);
+        for (int64_t i = 0; i < size; i++) out[i] = row[i] * scale * weights.input_norm[i];
+        pack_floats(out, size, weights.qkv.pairs, Place(normed, tiles, token, weights.qkv.pairs));
+    }
+
+    // q_proj's part is normed for wq; key and value go into the cache.
+    void split(int64_t token, Buffer &own) const {
+        const int64_t size = shape.share_q, dim = shape.head_dim;
+        const float *row = qkv + token * qkv_size();
+        float *out = own.get<float>(std::max(size, dim));
+        rotate(row + size, batch.cos + token * dim / 2, batch.sin + token * dim / 2, dim, out);
+        KV(shape).write(out, row + size + dim, batch.slots[token], keys, values);
+        const float scale = inverse_rms(row, size, shape.eps);
+        for (int64_t i = 0; i < size; i++) out[i] = row[i] * scale * weights.inter_norm[i];
+        pack_floats(out, size, weights.wq.pairs, Place(inter, tiles, token, weights.wq.pairs));
+    }
+
+    // x = norm(hidden), for the FFN.
+    void end(int64_t token) const {
+        const int64_t size = shape.hidden;
+        const float *row = hidden + token * size;
+        float *out = wide + token * size;
+        const float scale = inverse_rms(row, size, shape.eps);
+        for (int64_t i = 0; i < size; i++) out[i] = row[i] * scale * weights.ffn_norm[i];
+        for (int64_t i = 0; i < size; i++) x[token * size + i] = (uint16_t)bf16_bits(out[i]);
+    }
+
+    float logit(int64_t token, int64_t expert) const {
+        const int64_t size = shape.hidden;
+        const float *row = wide + token * size;
+        const uint16_t *weight = weights.router + expert * size;
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = 0; i < size; i++) sum += row[i] * float_of_bf16(weight[i]);
+        return sum;
+    }
+
+    // The best of softmax(logits), best first and of equals the first. Overwrites the logits.
+    void choose(int64_t token, float *logits) const {
+        const int64_t experts = shape.experts;
+        const float most = *std::max_element(logits, logits + experts);
+        float total = 0, kept = 0;
+        for (int64_t e = 0; e < experts; e++) {
+            logits[e] = std::exp(logits[e] - most);
+            total += logits[e];
+        }
+        int64_t *own_ids = ids + token * shape.top_k;
+        float *own = chosen + token * shape.top_k;
+        for (int64_t k = 0; k < shape.top_k; k++) {
+            int64_t best = -1;
+            for (int64_t e = 0; e < experts; e++)
+                // -1 marks what was taken. A NaN is never better, so that ids are valid whatever comes.
+                if (logits[e] != -1.f && (best < 0 || logits[e] > logits[best])) best = e;
+            own_ids[k] = best;
+            own[k] = logits[best] / total;
+            kept += own[k];
+            logits[best] = -1.f;
+        }
+        if (shape.renormalise)
+            for (int64_t k = 0; k < shape.top_k; k++) own[k] /= kept;
+    }
+};
+}  // namespace
+
+extern "C" void step3_attend_layer(Workspace *workspace, int64_t threads, const step3_shape *shape,
+                                   const step3_attention *weights, const step3_batch *batch, char *keys,
+                                   char *values, float *hidden, const uint16_t *answer, uint16_t *x, int64_t *ids,
+                                   float *chosen) {
+    const int64_t tokens = batch->tokens, size = shape->hidden, heads = shape->heads, dim = shape->head_dim;
+    auto &buffers = workspace->buffers;
+    Layer layer{*shape,
+                *weights,
+                *batch,
+                keys,
+                values,
+                hidden,
+                answer,
+                x,
+                ids,
+                chosen,
+                Tiles(tokens),
+                buffers[0].get<uint32_t>(tokens * weights->qkv.pairs),
+                buffers[1].get<uint32_t>(tokens * weights->wq.pairs),
+                buffers[2].get<uint32_t>(tokens * weights->o_proj.pairs),
+                buffers[3].get<float>(tokens * weights->qkv.rows),
+                buffers[4].get<float>(tokens * heads * dim),
+                buffers[5].get<float>(tokens * size)};
+    const AttentionPlan plan(*shape, *batch);
+    float *partials = buffers[6].get<float>(plan.partials * heads * (dim + 2));
+    float *logits = buffers[7].get<float>(tokens * shape->experts);
+    const AttentionInputs inputs{*shape, *batch, layer.query, keys, values, {partials, heads, dim}, true};
+    KeepMixed keep = [](void *given, int64_t token, int64_t head, const float *mixed) {
+        auto &own = *(Layer *)given;
+        const int64_t pairs = own.weights.o_proj.pairs, width = own.shape.head_dim / 2;
+        Place to(own.mixed, own.tiles, token, pairs);
+        to.at += head * width * to.step;
+        // o_proj's padding lies behind the last head.
+        const int64_t until = head + 1 == own.shape.heads ? pairs - head * width : width;
+        pack_floats(mixed, own.shape.head_dim, until, to);
+    };
+    // Rows of a panel's result to a float matrix.
+    auto copy_to = [tokens](float *out, int64_t columns) {
+        const bool is_large = tokens * columns * 4 > BEYOND_CACHES;
+        return [out, columns, is_large](int64_t row, int count, int64_t panel, const float *sums) {
+            const int64_t column = panel * PANEL;
+            const int left = columns_left(columns, column);
+            for (int r = 0; r < count; r++)
+                keep_columns(out + (row + r) * columns + column, sums + r * PANEL, left, is_large);
+        };
+    };
+    run(*workspace, threads, [&](Worker &worker) {
+        expect(worker, weights->qkv);
+        each_row(worker, layer.tiles, [&](int64_t token) { layer.begin(token, worker.own()); });
+        multiply_all(worker, weights->qkv, layer.normed, tokens, copy_to(layer.qkv, weights->qkv.rows));
+        expect(worker, weights->wq);
+        each_row(worker, layer.tiles, [&](int64_t token) { layer.split(token, worker.own()); });
+        multiply_all(worker, weights->wq, layer.inter, tokens, copy_to(layer.query, heads * dim));
+        expect(worker, weights->o_proj);
+        worker.each((int64_t)plan.tasks.size(), [&](int64_t i) {
+            attend(inputs, plan.tasks[(size_t)i], worker.own(), keep, &layer);
+        });
+        if (!plan.merges.empty())
+            worker.each((int64_t)plan.merges.size(), [&](int64_t i) {
+                merge(inputs, plan.merges[(size_t)i], worker.own(), keep, &layer);
+            });
+        multiply_all(worker, weights->o_proj, layer.mixed, tokens,
+                     [&](int64_t row, int count, int64_t panel, const float *sums) {
+                         const int64_t column = panel * PANEL, left = columns_left(size, column);
+                         for (int r = 0; r < count; r++) {
+                             float *to = hidden + (row + r) * size + column;
+                             for (int64_t i = 0; i < left; i++) to[i] += sums[r * PANEL + i];
+                         }
+                     });
+        worker.each(tokens, [&](int64_t token) { layer.end(token); });
+        if (!weights->router) return;
+        if (tokens < 4 * worker.size()) {
+            // Few tokens: the router's rows are shared among the threads.
+            worker.each(shape->experts, [&](int64_t expert) {
+                for (int64_t t = 0; t < tokens; t++) logits[t * shape->experts + expert] = layer.logit(t, expert);
+            });
+            if (worker.id() == 0)
+                for (int64_t t = 0; t < tokens; t++) layer.choose(t, logits + t * shape->experts);
+        } else {
+            worker.each(tokens, [&](int64_t token) {
+                float *own = logits + token * shape->experts;
+                for (int64_t e = 0; e < shape->experts; e++) own[e] = layer.logit(token, e);
+                layer.choose(token, own);
+            });
+        }
+    });
+}
+
+extern "C" void step3_final_norm(const float *hidden, const uint16_t *answer, const float *norm, int64_t tokens,
+                                 int64_t size, float eps, uint16_t *out) {
+    Buffer own;
+    float *row = own.get<float>(size);
+    for (int64_t token = 0; token < tokens; token++) {
+        for (int64_t i = 0; i < size; i++) row[i] = hidden[token * size + i] + float_of_bf16(answer[token * size + i]);
+        const float scale = inverse_rms(row, size, eps);
+        for (int64_t i = 0; i < size; i++) out[token * size + i] = (uint16_t)bf16_bits(row[i] * scale * norm[i]);
+    }
+}

@@ -1,0 +1,63 @@
+// What the machine can do at most, measured: the lines that the benchmark's figures are held against.
+#include <algorithm>
+#include <chrono>
+#include "tile.h"
+
+using namespace step3;
+
+static double now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// All threads read their part of the memory once, from front to back; whichever way is the fastest counts. Some
+// processors read fastest by themselves, others when told what comes.
+template <int AHEAD_LINES>
+static double read_once(const char *memory, int64_t share, int64_t threads) {
+    const double begin = now();
+#pragma omp parallel num_threads((int)threads)
+    {
+        const char *at = memory + omp_get_thread_num() * share;
+        Floats sums[4] = {zero(), zero(), zero(), zero()};
+        for (const char *end = at + share; at < end; at += 256) {
+            if (AHEAD_LINES)
+                for (int line = 0; line < 4; line++) _mm_prefetch(at + 64 * (AHEAD_LINES + line), _MM_HINT_NTA);
+            for (int i = 0; i < 256 / (LANES * 4); i++)
+                sums[i % 4] = either(sums[i % 4], load((const float *)at + i * LANES));
+        }
+        float out[4][LANES];
+        for (int i = 0; i < 4; i++) store(out[i], sums[i]);
+        // The result counts as used, so that the compiler leaves nothing out.
+        asm volatile("" : : "r"(out) : "memory");
+    }
+    return (double)(share * threads) / (now() - begin) / 1e9;
+}
+
+extern "C" double step3_read_bandwidth(const char *memory, int64_t bytes, int64_t threads) {
+    const int64_t share = bytes / threads / 4096 * 4096;
+    return std::max({read_once<0>(memory, share, threads), read_once<32>(memory, share, threads),
+                     read_once<64>(memory, share, threads)});
+}
+
+constexpr int64_t PAIRS = 128;
+
+extern "C" double step3_peak_flops(int64_t threads, double seconds) {
+    // A product whose operands stay in registers and the first-level cache; all threads read the same ones, as
+    // thread-local ones of a loaded library took 2.7 times as long.
+    alignas(64) static const char panel[PAIRS * 128] = {};
+    alignas(64) static const uint32_t a[PAIRS * ROWS] = {};
+    double begin = now();
+    int64_t total = 0;
+#pragma omp parallel num_threads((int)threads) reduction(+ : total)
+    {
+        alignas(64) float out[TILE * PANEL];
+        Product p{a, ROWS, panel, PAIRS, nullptr, panel, 0, out};
+        while (now() - begin < seconds)
+            for (int i = 0; i < 1000; i++) {
+                multiply_panel<ROWS, Bf16>(p);
+                // The result counts as used, so that the compiler leaves nothing out.
+                asm volatile("" : : "r"(out) : "memory");
+                total += PAIRS * ROWS * PANEL * 4;
+            }
+    }
+    return (double)total / (now() - begin) / 1e9;
+}

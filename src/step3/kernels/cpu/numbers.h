@@ -1,0 +1,70 @@
+// Scalar arithmetic that the compiler turns into vectors: conversions, exp, and what is built on it.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace step3 {
+
+static inline float float_of_bf16(uint16_t x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float y;
+    memcpy(&y, &bits, 4);
+    return y;
+}
+
+// To nearest, ties to even; NaN stays NaN.
+static inline uint32_t bf16_bits(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded;
+}
+
+// To nearest float8_e4m3fn, ties to even; what is beyond 448 becomes 448.
+static inline uint8_t fp8_of_float(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    uint32_t sign = bits >> 24 & 0x80, magnitude = bits & 0x7fffffff, coded;
+    if (magnitude > 0x7f800000) return 0x7f;
+    float size;
+    memcpy(&size, &magnitude, 4);
+    if (size >= 448.f) return (uint8_t)(sign | 0x7e);
+    if (size < 0x1p-6f) {
+        coded = (uint32_t)std::nearbyint(size * 512.f);
+    } else {
+        magnitude += 0x7ffff + (magnitude >> 20 & 1);
+        coded = (magnitude >> 20) - (120u << 3);
+    }
+    return (uint8_t)(sign | coded);
+}
+
+// e^x to about one unit in the last place of 22 bits; 0 below -87.
+static inline float fast_exp(float x) {
+    float clamped = x < -87.f ? -87.f : x > 88.f ? 88.f : x;
+    // Adding 1.5 * 2^23 rounds to a whole number.
+    float whole = (clamped * 1.44269504f + 12582912.f) - 12582912.f;
+    float rest = clamped - whole * 0.693359375f + whole * 2.12194440e-4f;
+    float y = 1.9875691500e-4f;
+    y = y * rest + 1.3981999507e-3f;
+    y = y * rest + 8.3334519073e-3f;
+    y = y * rest + 4.1665795894e-2f;
+    y = y * rest + 1.6666665459e-1f;
+    y = y * rest + 5.0000001201e-1f;
+    y = y * rest * rest + rest + 1.f;
+    int32_t bits = ((int32_t)whole + 127) << 23;
+    float power;
+    memcpy(&power, &bits, 4);
+    return x < -87.f ? 0.f : y * power;
+}
+
+static inline float silu(float x) { return x / (1.f + fast_exp(-x)); }
+
+// 1 / rms(x)
+static inline float inverse_rms(const float *x, int64_t size, float eps) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < size; i++) sum += x[i] * x[i];
+    return 1.f / std::sqrt(sum / (float)size + eps);
+}
+}  // namespace step3

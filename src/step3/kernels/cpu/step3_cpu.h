@@ -1,0 +1,133 @@
+// The library's plain C interface, as step3/kernels/cpu/library.py declares it to ctypes.
+// Sizes are in elements, strides too, unless a name says bytes. "float" is float32; bf16 is its upper half.
+#pragma once
+#include <cstdint>
+
+extern "C" {
+
+// Rows of a matrix as they are stored, or those of the first of a stack of experts.
+enum { STEP3_BF16 = 0, STEP3_F32 = 1, STEP3_F16 = 2, STEP3_FP8 = 3 };
+struct step3_source {
+    const void *data;
+    int64_t rows;
+    int64_t stride;  // from row to row
+    int64_t type;
+    const float *scales;  // of blocks of 128 x 128, for FP8
+    int64_t scale_stride;
+    int64_t expert_stride, expert_scales;  // from expert to expert
+};
+
+// Sources below each other, or two of equally many rows strip by strip where `interleave` is set.
+struct step3_stored {
+    step3_source sources[3];
+    int64_t count, columns, interleave;
+};
+
+// A matrix [rows, columns] of weights as the kernels read it: see tile.h. A stack of experts is one matrix
+// behind the other, each of `bytes` bytes and `num_scales` scales.
+struct step3_matrix {
+    const char *panels;
+    const float *scales;         // null for bf16; else [panel][128 columns][2 strips]
+    int64_t num_panels;          // of 32 rows
+    int64_t pairs;               // of columns, padded
+    int64_t rows;                // that count; the last panel may have more
+    int64_t bytes;
+    int64_t num_scales;
+    const step3_stored *stored;  // null, or where the weights stay: then panels and scales are its first source's
+    int64_t int8;                // whether many rows may be quantised to be multiplied with block-fp8 (int8.h)
+};
+
+// What of a layer the attention side holds. Norms are float32; router is bf16 [experts, hidden] or null.
+struct step3_attention {
+    const float *input_norm, *inter_norm, *ffn_norm;
+    const uint16_t *router;
+    step3_matrix qkv, wq, o_proj;
+};
+
+struct step3_shape {
+    int64_t hidden, share_q, heads, head_dim, experts, top_k, renormalise, block_size, kv_fp8;
+    float eps, scale;
+};
+
+// The tokens of a step, and where their keys and values lie.
+struct step3_batch {
+    int64_t tokens, sequences;
+    const float *cos, *sin;      // [tokens, head_dim / 2]
+    const int64_t *slots;        // [tokens]
+    const int64_t *lengths;      // [sequences] new tokens
+    const int64_t *contexts;     // [sequences] all tokens
+    const int64_t *tables;       // [.., table_stride] blocks
+    const int64_t *table_rows;   // [sequences]
+    int64_t table_stride;
+};
+
+struct step3_ffn {
+    step3_matrix always_gate_up, always_down;  // panels null: none
+    step3_matrix gate_up, down;                // of the first expert
+    int64_t first, experts, hidden;
+};
+
+struct Workspace;
+Workspace *step3_workspace_new();
+void step3_workspace_free(Workspace *);
+
+void *step3_allocate(int64_t bytes);
+void step3_free(void *memory, int64_t bytes);
+
+// Packs a matrix, or a stack of `experts`. `mapped`: the sources are pages of a mapped file; they are read
+// ahead, and given back when they are done.
+void step3_pack(const step3_stored *from, const step3_matrix *to, int64_t experts, int64_t mapped, int64_t threads);
+
+// out [rows, matrix rows] float = x [rows, columns] bf16 times the matrix, transposed.
+void step3_linear(Workspace *, int64_t threads, const step3_matrix *, const uint16_t *x, int64_t rows,
+                  int64_t columns, float *out);
+
+// out [rows, matrix rows] bf16 = the same plus bias (or null), through x * sigmoid(1.702 x) where `gelu` is set.
+void step3_dense(Workspace *, int64_t threads, const step3_matrix *, const float *bias, int64_t gelu,
+                 const uint16_t *x, int64_t rows, int64_t columns, uint16_t *out);
+
+// out [pictures, length, heads * size] bf16 = attention of every row to all rows of its picture;
+// qkv [pictures, length, 3, heads, size] bf16.
+void step3_attend_picture(Workspace *, int64_t threads, const uint16_t *qkv, int64_t pictures, int64_t length,
+                          int64_t heads, int64_t size, uint16_t *out);
+
+// hidden [tokens, hidden] float += answer (bf16, or null), then += attention. Writes normed x (bf16), and
+// ids [tokens, top_k] and weights where the layer has a router.
+void step3_attend_layer(Workspace *, int64_t threads, const step3_shape *, const step3_attention *,
+                        const step3_batch *, char *keys, char *values, float *hidden,
+                        const uint16_t *answer, uint16_t *x, int64_t *ids, float *weights);
+
+// out (bf16) = norm(hidden + answer)
+void step3_final_norm(const float *hidden, const uint16_t *answer, const float *norm, int64_t tokens,
+                      int64_t size, float eps, uint16_t *out);
+
+// out [tokens, hidden] bf16 = the part of the FFN that the weights hold.
+void step3_ffn_forward(Workspace *, int64_t threads, const step3_ffn *, const uint16_t *x, int64_t tokens,
+                       const int64_t *ids, const float *weights, int64_t top_k, uint16_t *out);
+
+// tokens [rows] = a draw of each row of logits [rows, vocab], by blocks of `block` ids; best is the largest of
+// each row. A row whose best is not finite gives 0.
+void step3_draw(int64_t threads, const float *logits, int64_t rows, int64_t vocab, int64_t block,
+                const float *best, const float *temperature, const int64_t *seeds, const int64_t *streams,
+                const int64_t *positions, int64_t *tokens);
+
+// All layers one after the other, where attention and FFNs share a process: what `step3_attend_layer`,
+// `step3_ffn_forward` and `step3_final_norm` give by turns, without a caller in between.
+struct step3_layer {
+    const step3_attention *attention;
+    const step3_ffn *ffn;
+    char *keys, *values;
+};
+void step3_decode(Workspace *, int64_t threads, const step3_shape *, const step3_layer *layers, int64_t count,
+                  const float *final_norm, const step3_batch *, float *hidden, uint16_t *out);
+
+// Attention alone, for tests and the benchmark: query [tokens, heads * head_dim] float.
+void step3_write_kv(const step3_shape *, int64_t tokens, const float *key, const float *value,
+                    int64_t stride, const int64_t *slots, char *keys, char *values);
+void step3_attend(Workspace *, int64_t threads, const step3_shape *, const step3_batch *, const char *keys,
+                  const char *values, const float *query, float *out);
+
+// The limits of this machine: GB/s read by all threads, and GFLOP/s of the widest product.
+double step3_read_bandwidth(const char *memory, int64_t bytes, int64_t threads);
+double step3_peak_flops(int64_t threads, double seconds);
+}

@@ -1,0 +1,148 @@
+// Threads that work through one call in phases.
+//
+// A call is one OpenMP region; its phases are separated by barriers of our own, because libgomp's spin for
+// long when another process wants a core: ours yields. Within a phase the threads take tasks from a shared
+// counter, so that one that was interrupted does not hold up the others. OpenMP gives us torch's threads.
+#pragma once
+#include <immintrin.h>
+#include <omp.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+constexpr int MAX_PHASES = 16;
+constexpr int NUM_BUFFERS = 12;
+constexpr int MAX_THREADS = 256;
+constexpr int64_t FETCHED_WHILE_WAITING = 384 << 10;  // fits into the second-level cache with what else is there
+
+struct alignas(64) Counter {
+    std::atomic<int64_t> value{0};
+};
+
+// Memory that grows and is kept from call to call.
+struct Buffer {
+    char *data = nullptr;
+    int64_t size = 0;
+
+    template <class T>
+    T *get(int64_t count) {
+        int64_t bytes = count * (int64_t)sizeof(T) + 256;
+        if (bytes > size) {
+            std::free(data);
+            const int64_t page = bytes < 4 << 20 ? 4096 : 2 << 20;
+            const int64_t wanted = (bytes + bytes / 4 + page - 1) / page * page;
+            data = (char *)std::aligned_alloc((size_t)page, (size_t)wanted);
+            if (!data) throw std::bad_alloc();
+            if (page > 4096) madvise(data, (size_t)wanted, MADV_HUGEPAGE);
+            size = wanted;
+        }
+        return (T *)data;
+    }
+    ~Buffer() { std::free(data); }
+};
+
+// What the calls of one attention or FFN instance share: its calls come one after the other.
+struct Workspace {
+    Counter counters[MAX_PHASES];
+    alignas(64) std::atomic<int> arrived{0};
+    alignas(64) std::atomic<int> generation{0};
+    Buffer buffers[NUM_BUFFERS];
+    Buffer own[MAX_THREADS];
+};
+
+namespace step3 {
+
+class Worker {
+   public:
+    Worker(Workspace &workspace, int id, int size) : workspace_(workspace), id_(id), size_(size) {}
+    int id() const { return id_; }
+    int size() const { return size_; }
+    // Memory of this thread alone.
+    Buffer &own() const { return workspace_.own[id_]; }
+
+    // Tasks that each thread takes first in `runs`.
+    int64_t first_run(int64_t count) const { return count / (3 * size_); }
+
+    // Says what this thread will read after the next barrier. While it waits there it fetches that into the
+    // cache, so that memory is never idle for long.
+    void expect(const char *at, int64_t bytes) {
+        next_ = at;
+        next_end_ = at + std::min(bytes, FETCHED_WHILE_WAITING);
+    }
+
+    void barrier() {
+        if (size_ == 1) return;
+        int generation = workspace_.generation.load(std::memory_order_acquire);
+        if (workspace_.arrived.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+            workspace_.arrived.store(0, std::memory_order_relaxed);
+            workspace_.generation.store(generation + 1, std::memory_order_release);
+            next_ = next_end_;
+            return;
+        }
+        for (int spins = 0; workspace_.generation.load(std::memory_order_acquire) == generation; spins++) {
+            if (next_ < next_end_) {
+                for (int line = 0; line < 4; line++) _mm_prefetch(next_ + 64 * line, _MM_HINT_T1);
+                next_ += 256;
+            } else if (spins < 4000) {
+                _mm_pause();
+            } else {
+                sched_yield();
+            }
+        }
+        next_ = next_end_;
+    }
+
+    // Runs task(i) for each i below `count`, shared among the threads, then waits for all.
+    template <class Task>
+    void each(int64_t count, Task task) {
+        auto &counter = workspace_.counters[phase_++].value;
+        for (int64_t i; (i = counter.fetch_add(1, std::memory_order_relaxed)) < count;) task(i);
+        barrier();
+    }
+
+    // Runs task(begin, end) for runs that cover 0..count: long ones first, so that each thread reads along,
+    // short ones last, so that all finish together. The first run of each thread is known before (`expect`).
+    template <class Task>
+    void runs(int64_t count, Task task) {
+        const int64_t share = first_run(count), shared = count - share * size_;
+        if (share) task(id_ * share, (id_ + 1) * share);
+        auto &counter = workspace_.counters[phase_++].value;
+        int64_t begin = counter.load(std::memory_order_relaxed);
+        while (begin < shared) {
+            int64_t end = begin + (shared - begin) / (2 * size_);
+            if (end == begin) end++;
+            if (counter.compare_exchange_weak(begin, end, std::memory_order_relaxed)) {
+                task(share * size_ + begin, share * size_ + end);
+                begin = counter.load(std::memory_order_relaxed);
+            }
+        }
+        barrier();
+    }
+
+   private:
+    Workspace &workspace_;
+    int id_, size_, phase_ = 0;
+    const char *next_ = nullptr, *next_end_ = nullptr;
+};
+
+template <class Body>
+void run(Workspace &workspace, int64_t threads, Body body) {
+    for (auto &counter : workspace.counters) counter.value.store(0, std::memory_order_relaxed);
+    workspace.arrived.store(0, std::memory_order_relaxed);
+    if (threads <= 1) {
+        Worker worker(workspace, 0, 1);
+        body(worker);
+        return;
+    }
+    if (threads > MAX_THREADS) threads = MAX_THREADS;
+#pragma omp parallel num_threads((int)threads)
+    {
+        Worker worker(workspace, omp_get_thread_num(), omp_get_num_threads());
+        body(worker);
+    }
+}
+}  // namespace step3

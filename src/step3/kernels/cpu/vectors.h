@@ -1,0 +1,235 @@
+// The few operations that differ between processors. Everything else is written once over them, and this
+// header is compiled once for each level: AVX-512 with bf16 and byte permutes (Zen 4, Sapphire Rapids),
+// AVX-512 (Skylake-X), AVX2 (any x86-64 of the last ten years).
+//
+// The unit of all products is a pair: two neighbouring values along the summed dimension, as bf16, in 32
+// bits. One vdpbf16ps multiplies 16 pairs by 16 pairs and adds both products to 16 float32 sums. The older
+// levels widen pairs to two float32 vectors; bf16 to float32 is a shift.
+#pragma once
+#include <immintrin.h>
+#include <cstdint>
+#include <cstring>
+
+namespace step3 {
+
+#if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
+constexpr int LANES = 16;
+constexpr int ROWS = 12;  // 12 x 2 sums, two vectors of weights and one of activations fill 27 of 32 registers
+constexpr bool EXPANDS_FP8 = true;
+using Floats = __m512;
+using Pairs = __m512i;
+using Operand = __m512i;
+static inline Floats dot(Floats sum, Operand b, Operand a) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)b, (__m512bh)a);
+}
+static inline Operand operand(Pairs p) { return p; }
+#elif defined(__AVX512BW__)
+constexpr int LANES = 16;
+constexpr int ROWS = 8;
+constexpr bool EXPANDS_FP8 = false;
+using Floats = __m512;
+using Pairs = __m512i;
+struct Operand {
+    Floats low, high;
+};
+static inline Operand operand(Pairs p) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(p, 16)),
+            _mm512_castsi512_ps(_mm512_and_si512(p, _mm512_set1_epi32(0xffff0000)))};
+}
+static inline Floats dot(Floats sum, Operand b, Operand a) {
+    return _mm512_fmadd_ps(b.high, a.high, _mm512_fmadd_ps(b.low, a.low, sum));
+}
+#else
+constexpr int LANES = 8;
+constexpr int ROWS = 2;
+constexpr bool EXPANDS_FP8 = false;
+using Floats = __m256;
+using Pairs = __m256i;
+struct Operand {
+    Floats low, high;
+};
+static inline Operand operand(Pairs p) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(p, 16)),
+            _mm256_castsi256_ps(_mm256_and_si256(p, _mm256_set1_epi32(0xffff0000)))};
+}
+static inline Floats dot(Floats sum, Operand b, Operand a) {
+    return _mm256_fmadd_ps(b.high, a.high, _mm256_fmadd_ps(b.low, a.low, sum));
+}
+#endif
+
+#if defined(__AVX512BW__)
+static inline Floats zero() { return _mm512_setzero_ps(); }
+static inline Floats splat(float x) { return _mm512_set1_ps(x); }
+static inline Floats load(const float *p) { return _mm512_loadu_ps(p); }
+static inline void store(float *p, Floats x) { _mm512_storeu_ps(p, x); }
+static inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+static inline Floats either(Floats a, Floats b) { return _mm512_or_ps(a, b); }
+static inline Pairs load_pairs(const void *p) { return _mm512_loadu_si512(p); }
+static inline Operand splat_pair(const uint32_t *p) { return operand(_mm512_set1_epi32((int)*p)); }
+#else
+static inline Floats zero() { return _mm256_setzero_ps(); }
+static inline Floats splat(float x) { return _mm256_set1_ps(x); }
+static inline Floats load(const float *p) { return _mm256_loadu_ps(p); }
+static inline void store(float *p, Floats x) { _mm256_storeu_ps(p, x); }
+static inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+static inline Floats either(Floats a, Floats b) { return _mm256_or_ps(a, b); }
+static inline Pairs load_pairs(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+static inline Operand splat_pair(const uint32_t *p) { return operand(_mm256_set1_epi32((int)*p)); }
+#endif
+
+// Rows into columns: words of 32 bits of 16 rows. at[w] holds word w of all rows, in one or two parts.
+#if defined(__AVX512BW__)
+using Lanes = __m512i;
+static inline void store_lanes(char *to, Lanes x) { _mm512_storeu_si512(to, x); }
+static inline void stream_lanes(char *to, Lanes x) { _mm512_stream_si512((__m512i *)to, x); }
+static inline Lanes unpack_low64(Lanes a, Lanes b) { return _mm512_unpacklo_epi64(a, b); }
+static inline Lanes unpack_high64(Lanes a, Lanes b) { return _mm512_unpackhi_epi64(a, b); }
+static inline Lanes shuffle_bytes(Lanes x, __m128i order) {
+    return _mm512_shuffle_epi8(x, _mm512_broadcast_i32x4(order));
+}
+
+struct Words {
+    static constexpr int PARTS = 1;
+    Lanes at[16][PARTS];
+
+    // 64 bytes from `rows` on, and of each row `stride` bytes further.
+    inline __attribute__((always_inline)) void read(const char *rows, int64_t stride) {
+        // Four rows at a time: lane n of four[g][w] holds word 4n + w of the rows 4g..4g+3.
+        Lanes four[4][4];
+#pragma GCC unroll 4
+        for (int g = 0; g < 4; g++) {
+            Lanes row[4];
+            for (int r = 0; r < 4; r++) row[r] = _mm512_loadu_si512(rows + (4 * g + r) * stride);
+            const Lanes a = _mm512_unpacklo_epi32(row[0], row[1]), b = _mm512_unpacklo_epi32(row[2], row[3]);
+            const Lanes c = _mm512_unpackhi_epi32(row[0], row[1]), d = _mm512_unpackhi_epi32(row[2], row[3]);
+            four[g][0] = unpack_low64(a, b);
+            four[g][1] = unpack_high64(a, b);
+            four[g][2] = unpack_low64(c, d);
+            four[g][3] = unpack_high64(c, d);
+        }
+        // Then lane n of all four become one vector.
+#pragma GCC unroll 4
+        for (int w = 0; w < 4; w++) {
+            const Lanes a = _mm512_shuffle_i32x4(four[0][w], four[1][w], 0x88);
+            const Lanes b = _mm512_shuffle_i32x4(four[2][w], four[3][w], 0x88);
+            const Lanes c = _mm512_shuffle_i32x4(four[0][w], four[1][w], 0xdd);
+            const Lanes d = _mm512_shuffle_i32x4(four[2][w], four[3][w], 0xdd);
+            at[w][0] = _mm512_shuffle_i32x4(a, b, 0x88);
+            at[4 + w][0] = _mm512_shuffle_i32x4(c, d, 0x88);
+            at[8 + w][0] = _mm512_shuffle_i32x4(a, b, 0xdd);
+            at[12 + w][0] = _mm512_shuffle_i32x4(c, d, 0xdd);
+        }
+    }
+};
+#else
+using Lanes = __m256i;
+static inline void store_lanes(char *to, Lanes x) { _mm256_storeu_si256((__m256i *)to, x); }
+static inline void stream_lanes(char *to, Lanes x) { _mm256_stream_si256((__m256i *)to, x); }
+static inline Lanes unpack_low64(Lanes a, Lanes b) { return _mm256_unpacklo_epi64(a, b); }
+static inline Lanes unpack_high64(Lanes a, Lanes b) { return _mm256_unpackhi_epi64(a, b); }
+static inline Lanes shuffle_bytes(Lanes x, __m128i order) {
+    return _mm256_shuffle_epi8(x, _mm256_broadcastsi128_si256(order));
+}
+
+struct Words {
+    static constexpr int PARTS = 2;
+    Lanes at[16][PARTS];
+
+    void read(const char *rows, int64_t stride) {
+        for (int part = 0; part < PARTS; part++)
+            for (int half = 0; half < 2; half++) {
+                // Rows r and r + 4 beside each other, of eight; 32 bytes of each.
+                const char *from = rows + 8 * part * stride + 32 * half;
+                for (int quarter = 0; quarter < 2; quarter++) {
+                    Lanes row[4];
+                    for (int r = 0; r < 4; r++) {
+                        const char *one = from + r * stride + 16 * quarter;
+                        row[r] = _mm256_inserti128_si256(
+                            _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)one)),
+                            _mm_loadu_si128((const __m128i *)(one + 4 * stride)), 1);
+                    }
+                    const Lanes a = _mm256_unpacklo_epi32(row[0], row[1]), b = _mm256_unpacklo_epi32(row[2], row[3]);
+                    const Lanes c = _mm256_unpackhi_epi32(row[0], row[1]), d = _mm256_unpackhi_epi32(row[2], row[3]);
+                    auto *words = at + 8 * half + 4 * quarter;
+                    words[0][part] = unpack_low64(a, b);
+                    words[1][part] = unpack_high64(a, b);
+                    words[2][part] = unpack_low64(c, d);
+                    words[3][part] = unpack_high64(c, d);
+                }
+            }
+    }
+};
+#endif
+
+// The lower halves of each lane's words into its lower half, the upper ones into its upper.
+static inline Lanes part_words(Lanes x) {
+    return shuffle_bytes(x, _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
+}
+
+// fp8 is kept in groups of 64 bytes that expand to two vectors of 16 pairs each. Where byte permutes exist,
+// two look-ups give the upper and the lower bytes of 64 bf16 values, and interleaving them within the four
+// 128-bit lanes gives the vectors: so lane n of a group holds pairs 4n..4n+3 of the first vector, then
+// those of the second. Pair p (0..31, the second vector's from 16 on) begins at this byte of its group:
+static inline int fp8_place(int pair) { return pair % 16 / 4 * 16 + pair / 16 * 8 + pair % 4 * 2; }
+
+static inline uint16_t bf16_of_fp8(uint8_t byte) {
+    // float8_e4m3fn: exponents 1..15 are 120 below bf16's; 0 is for multiples of 2^-9, 127 for NaN.
+    uint32_t magnitude = byte & 0x7f, bits;
+    float tiny = (float)magnitude * 0x1p-9f;
+    memcpy(&bits, &tiny, 4);
+    bits = magnitude < 8 ? bits : (magnitude << 20) + (120u << 23);
+    bits = magnitude == 127 ? 0x7fc00000 : bits;
+    return (uint16_t)((bits | (uint32_t)(byte & 0x80) << 24) >> 16);
+}
+
+#if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
+struct Fp8Table {
+    alignas(64) uint8_t low[128], high[128];
+    Fp8Table() {
+        for (int i = 0; i < 128; i++) {
+            uint16_t wide = bf16_of_fp8((uint8_t)i);
+            low[i] = (uint8_t)wide;
+            high[i] = (uint8_t)(wide >> 8);
+        }
+    }
+};
+static const Fp8Table fp8_table;
+
+struct Fp8Expander {
+    __m512i low0 = _mm512_load_si512(fp8_table.low), low1 = _mm512_load_si512(fp8_table.low + 64);
+    __m512i high0 = _mm512_load_si512(fp8_table.high), high1 = _mm512_load_si512(fp8_table.high + 64);
+    __m512i sign = _mm512_set1_epi8((char)0x80);
+
+    void operator()(const void *from, Pairs &first, Pairs &second) const {
+        __m512i bytes = _mm512_loadu_si512(from);
+        __m512i low = _mm512_permutex2var_epi8(low0, bytes, low1);
+        __m512i high = _mm512_permutex2var_epi8(high0, bytes, high1);
+        high = _mm512_ternarylogic_epi32(high, bytes, sign, 0xf8);  // high | (bytes & sign)
+        first = _mm512_unpacklo_epi8(low, high);
+        second = _mm512_unpackhi_epi8(low, high);
+    }
+};
+
+static inline void expand_fp8(const char *from, char *to, int64_t groups) {
+    Fp8Expander expand;
+    for (int64_t i = 0; i < groups; i++) {
+        Pairs first, second;
+        expand(from + 64 * i, first, second);
+        _mm512_storeu_si512(to + 128 * i, first);
+        _mm512_storeu_si512(to + 128 * i + 64, second);
+    }
+}
+#else
+static inline void expand_fp8(const char *from, char *to, int64_t groups) {
+    for (int64_t i = 0; i < groups; i++) {
+        const uint8_t *group = (const uint8_t *)from + 64 * i;
+        uint16_t wide[64], *out = (uint16_t *)(to + 128 * i);
+        for (int j = 0; j < 64; j++) wide[j] = bf16_of_fp8(group[j]);
+        for (int lane = 0; lane < 4; lane++) {
+            memcpy(out + 8 * lane, wide + 16 * lane, 16);
+            memcpy(out + 32 + 8 * lane, wide + 16 * lane + 8, 16);
+        }
+    }
+}
+#endif
+}  // namespace step3

@@ -1,0 +1,136 @@
+// Attention of the vision tower: every row of a picture sees every other one, each head has its own keys.
+//
+// It is the product of tile.h twice: the keys of a head are panels of weights, queries are the rows; the values,
+// pair after pair of rows, are panels too, and the probabilities their rows. A tile's scores with all keys stay
+// in the second-level cache.
+#include "rows.h"
+
+using namespace step3;
+
+namespace {
+
+constexpr int64_t TILES_AT_ONCE = 8;  // of a task
+
+struct Heads {
+    const uint16_t *qkv;  // [pictures, length, 3, heads, size]
+    int64_t length, heads, size;
+    int64_t size_pairs() const { return (size + STRIP - 1) / STRIP * STRIP / 2; }
+    int64_t size_panels() const { return (size + PANEL - 1) / PANEL; }
+    int64_t length_panels() const { return (length + PANEL - 1) / PANEL; }
+    int64_t length_pairs() const { return length_panels() * PANEL / 2; }
+    int64_t key_bytes() const { return length_panels() * size_pairs() * 128; }
+    int64_t bytes() const { return key_bytes() + size_panels() * length_pairs() * 128; }
+    int64_t width() const { return heads * size; }
+    // `which`: query, key or value.
+    const uint16_t *row(int64_t picture, int64_t at, int64_t head, int64_t which) const {
+        return qkv + ((picture * length + at) * 3 + which) * width() + head * size;
+    }
+};
+
+// Keys as panels of 32 of them.
+void pack_keys(const Heads &heads, int64_t picture, int64_t head, char *to) {
+    for (int64_t panel = 0; panel < heads.length_panels(); panel++) {
+        Strip strips[2];
+        for (int s = 0; s < 2; s++) {
+            const int64_t first = panel * PANEL + s * STRIP;
+            strips[s].data = (const char *)heads.row(picture, std::min(first, heads.length - 1), head, 1);
+            strips[s].stride = 3 * heads.width() * 2;
+            strips[s].columns = heads.size;
+            strips[s].rows = (int)std::clamp<int64_t>(heads.length - first, 0, STRIP);
+        }
+        fill_panel<false>(strips, heads.size_pairs(), false, {}, to + panel * heads.size_pairs() * 128);
+    }
+}
+
+// Values as panels of 32 channels, whose pairs are of rows.
+void pack_values(const Heads &heads, int64_t picture, int64_t head, char *to) {
+    static const uint16_t none[PANEL] = {};
+    for (int64_t panel = 0; panel < heads.size_panels(); panel++)
+        for (int64_t pair = 0; pair < heads.length_pairs(); pair++) {
+            const int64_t count = std::min<int64_t>(PANEL, heads.size - panel * PANEL);
+            uint16_t both[2][PANEL] = {};
+            for (int i = 0; i < 2; i++) {
+                const int64_t at = 2 * pair + i;
+                memcpy(both[i], at < heads.length ? heads.row(picture, at, head, 2) + panel * PANEL : none, (size_t)count * 2);
+            }
+            alignas(64) uint16_t mixed[2 * PANEL];
+            for (int c = 0; c < PANEL; c++) mixed[2 * c] = both[0][c], mixed[2 * c + 1] = both[1][c];
+            memcpy(to + (panel * heads.length_pairs() + pair) * 128, mixed, 128);
+        }
+}
+
+// A row's scores, [panels][step floats] apart, to probabilities that are not divided yet; returns their sum.
+float soften(const Heads &heads, const float *scores, int64_t step, uint32_t *tile, int count) {
+    const float scale = 1.f / std::sqrt((float)heads.size);
+    float most = -INFINITY, total = 0;
+    for (int64_t panel = 0; panel < heads.length_panels(); panel++) {
+        const int left = columns_left(heads.length, panel * PANEL);
+        for (int i = 0; i < left; i++) most = std::max(most, scores[panel * step + i]);
+    }
+    for (int64_t panel = 0; panel < heads.length_panels(); panel++) {
+        const int left = columns_left(heads.length, panel * PANEL);
+        alignas(64) float y[PANEL];
+        alignas(64) uint16_t rounded[PANEL];
+        for (int i = 0; i < PANEL; i++) y[i] = fast_exp((scores[panel * step + i] - most) * scale);
+        for (int i = left; i < PANEL; i++) y[i] = 0;
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int i = 0; i < PANEL; i++) sum += y[i];
+        total += sum;
+        for (int i = 0; i < PANEL; i++) rounded[i] = (uint16_t)bf16_bits(y[i]);
+        for (int i = 0; i < PANEL / 2; i++) memcpy(tile + (panel * (PANEL / 2) + i) * count, rounded + 2 * i, 4);
+    }
+    return total;
+}
+
+// Rows first..first + count of a head.
+void attend_tile(const Heads &heads, const char *keys, int64_t picture, int64_t head, int64_t first, int count,
+                 Buffer &own, uint16_t *out) {
+    const int64_t queries = count * heads.size_pairs(), probabilities = count * heads.length_pairs();
+    const int64_t step = count * PANEL;
+    float *scores = own.get<float>(heads.length_panels() * step + queries + probabilities);
+    uint32_t *query = (uint32_t *)(scores + heads.length_panels() * step), *tile = query + queries;
+    const uint16_t *rows[TILE];
+    for (int r = 0; r < count; r++) rows[r] = heads.row(picture, first + r, head, 0);
+    pack_tile(rows, count, heads.size, heads.size_pairs(), query);
+    auto multiply_by = [&](const uint32_t *a, const char *panel, int64_t pairs, float *to) {
+        multiply_tile<Bf16>({a, count, panel, pairs, nullptr, panel + pairs * 128, 128, to}, count);
+    };
+    for (int64_t panel = 0; panel < heads.length_panels(); panel++)
+        multiply_by(query, keys + panel * heads.size_pairs() * 128, heads.size_pairs(), scores + panel * step);
+    float inverse[TILE];
+    for (int r = 0; r < count; r++) inverse[r] = 1.f / soften(heads, scores + r * PANEL, step, tile + r, count);
+    alignas(64) float mixed[TILE * PANEL];
+    for (int64_t panel = 0; panel < heads.size_panels(); panel++) {
+        multiply_by(tile, keys + heads.key_bytes() + panel * heads.length_pairs() * 128, heads.length_pairs(), mixed);
+        for (int r = 0; r < count; r++) {
+            uint16_t *to = out + (picture * heads.length + first + r) * heads.width() + head * heads.size + panel * PANEL;
+            for (int i = 0; i < columns_left(heads.size, panel * PANEL); i++)
+                to[i] = (uint16_t)bf16_bits(mixed[r * PANEL + i] * inverse[r]);
+        }
+    }
+}
+}  // namespace
+
+extern "C" void step3_attend_picture(Workspace *workspace, int64_t threads, const uint16_t *qkv, int64_t pictures,
+                                     int64_t length, int64_t heads, int64_t size, uint16_t *out) {
+    if (!pictures || !length) return;
+    const Heads all{qkv, length, heads, size};
+    const Tiles tiles(length);
+    const int64_t count = pictures * heads, runs = (tiles.count + TILES_AT_ONCE - 1) / TILES_AT_ONCE;
+    // Behind the last panel a line more is fetched, not read.
+    char *panels = workspace->buffers[0].get<char>(count * all.bytes());
+    run(*workspace, threads, [&](Worker &worker) {
+        worker.each(count, [&](int64_t i) {
+            char *to = panels + i * all.bytes();
+            pack_keys(all, i / heads, i % heads, to);
+            pack_values(all, i / heads, i % heads, to + all.key_bytes());
+        });
+        worker.each(count * runs, [&](int64_t task) {
+            const int64_t i = task / runs, begin = task % runs * TILES_AT_ONCE;
+            for (int64_t tile = begin; tile < std::min(tiles.count, begin + TILES_AT_ONCE); tile++)
+                attend_tile(all, panels + i * all.bytes(), i / heads, i % heads, tiles.start(tile), tiles.size(tile),
+                            worker.own(), out);
+        });
+    });
+}
