@@ -79,7 +79,7 @@ _READ_MIX = {category: MIXES[-1][category] for category in TEXT_CATEGORIES} | {"
 # What takes longest to learn: to read numbers, to copy arguments, and to look things up in the own list.
 _JOIN_MIX = {
     "colour": 1.2, "shape": 1.0, "size": 0.3, "count": 1.5, "exists": 2.0, "number": 3.0, "position": 1.2,
-    "describe": 0.5, "sum": 3.0, "greeting": 0.2, "identity": 0.25, "unknown": 0.3, "tool": 4.0,
+    "describe": 0.5, "sum": 3.0, "greeting": 0.2, "identity": 0.25, "unknown": 0.3, "tool": 6.0,
     "tool_result": 0.2,
 }  # fmt: skip
 # Longest padded batch of the decoder, in tokens: larger ones leave the caches and are padded more.
