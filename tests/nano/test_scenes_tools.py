@@ -80,3 +80,13 @@ def test_a_tools_result_is_passed_on() -> None:
         plain = sample.answer.removeprefix("The result: ").removesuffix(".")
         assert plain in sample.question
         assert sample.kind == ("json" if sample.question.startswith("{") else "text")
+
+
+def test_made_up_names_are_told_apart(monkeypatch) -> None:
+    from step3.nano.scenes import tools
+
+    monkeypatch.setattr(tools, "draw_strange", lambda rng: rng.choice("ab"))
+    for sample in asked(count=200):
+        names = [tool["function"]["name"] for tool in sample.tools]
+        assert len(set(names)) == len(names)
+        assert reply(sample)["tool_calls"]

@@ -13,7 +13,7 @@ def train_nano(
     out: Path = typer.Argument(..., help="Folder for states, logs and, at the end, the checkpoint."),
     seed: int = typer.Option(0, help="The same seed gives the same samples in the same order."),
     begin: Path | None = typer.Option(
-        None, "--from", help="Go on from this checkpoint: only train together."
+        None, "--from", help="Begin with this checkpoint's weights instead of from nothing."
     ),
     share: float = typer.Option(
         1.0, min=0.0001, max=10.0, help="Share of the default steps: 0.01 for a try."
@@ -29,7 +29,7 @@ def train_nano(
     from step3.nano.training import DEFAULT_STAGES, begin_from, scaled, start_stage
 
     console = Console()
-    if begin is not None and not (out / "read.pt").exists():
+    if begin is not None and not (out / "begin.pt").exists():
         begin_from(begin, out)
     with Progress(
         TextColumn("{task.description}"),

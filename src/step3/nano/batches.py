@@ -1,6 +1,6 @@
 """Samples as tensors: token ids with what is to be learned, pictures as the tower sees them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +10,13 @@ from torch import Tensor
 from step3.model.processing_step3 import Step3Processor
 from step3.nano.architecture import FEATURES, SIDE
 from step3.nano.scenes.draw import Scene, render
+from step3.nano.scenes.lessons import Lesson
 from step3.nano.scenes.questions import listing
 from step3.nano.scenes.sample import Sample, completion_text, prompt_text
 
 IGNORED = -100
-# Behind the list of what is in the picture stand few tokens, and they are the ones that must think.
+# Behind the list of what is in the picture stand few tokens, and they are the ones that must think; so are
+# the digits of a number.
 _CONCLUSION_WEIGHT = 4.0
 _MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
 _STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
@@ -46,14 +48,19 @@ class Batch:
 
 @dataclass(frozen=True)
 class Example:
-    """A sample as token ids, with the weights of its answer's tokens and its picture's crops
-    `[crops, 3, side, side]` if it is cut."""
+    """A sample or a lesson as token ids.
 
-    sample: Sample
+    Attributes:
+        prompt, answer: what is read, and what is written after it.
+        weights: of the answer's tokens; nought where a token is not to be learned.
+        scene, crops: the picture, and its crops `[crops, 3, side, side]` if it is cut.
+    """
+
     prompt: list[int]
     answer: list[int]
     weights: list[float]
-    crops: Tensor | None
+    scene: Scene | None = None
+    crops: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -78,20 +85,34 @@ def encode(processor: Step3Processor, sample: Sample) -> Example:
         prompt = prompt.replace("<im_patch>", picture)
     answer = _tokens(processor, completion_text(sample))
     listed = 0
-    if sample.scene is not None and sample.reasoning.startswith(listing(sample.scene)):
+    if (
+        sample.scene is not None
+        and sample.scene.things
+        and sample.reasoning.startswith(listing(sample.scene))
+    ):
         listed = len(_tokens(processor, listing(sample.scene)))
     weights = [1.0] * listed + [_CONCLUSION_WEIGHT] * (len(answer) - listed)
-    return Example(sample, _tokens(processor, prompt), answer, weights, crops)
+    return Example(_tokens(processor, prompt), answer, weights, sample.scene, crops)
+
+
+def encode_lesson(processor: Step3Processor, lesson: Lesson) -> Example:
+    """Token ids of a lesson; what is only read has no weight."""
+    tokens, weights = [], []
+    for part, is_learned in lesson.parts:
+        new = _tokens(processor, part.replace("<im_patch>", _PICTURE))
+        tokens += new
+        weights += [_CONCLUSION_WEIGHT if is_learned else 0.0] * len(new)
+    return Example([], tokens, weights, lesson.scene)
 
 
 def _tokens(processor: Step3Processor, text: str) -> list[int]:
     return processor.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def batches(processor: Step3Processor, samples: Sequence[Sample], tokens_per_batch: int) -> list[Batch]:
-    """The samples by length, as many to a batch as keep its padded size within `tokens_per_batch`."""
+def batches(processor: Step3Processor, examples: Iterable[Example], tokens_per_batch: int) -> list[Batch]:
+    """The examples by length, as many to a batch as keep its padded size within `tokens_per_batch`."""
     groups: list[list[Example]] = [[]]
-    for one in sorted((encode(processor, sample) for sample in samples), key=lambda e: e.length):
+    for one in sorted(examples, key=lambda example: example.length):
         if groups[-1] and (len(groups[-1]) + 1) * one.length > tokens_per_batch:
             groups.append([])
         groups[-1].append(one)
@@ -106,11 +127,14 @@ def _pad(group: list[Example], pad: int) -> Batch:
     weights = torch.zeros((len(group), length))
     for row, one in enumerate(group):
         input_ids[row, : one.length] = torch.tensor(one.prompt + one.answer)
-        labels[row, len(one.prompt) : one.length] = torch.tensor(one.answer)
+        weighed = torch.tensor(one.weights)
+        labels[row, len(one.prompt) : one.length] = torch.where(
+            weighed > 0, torch.tensor(one.answer), IGNORED
+        )
         attention_mask[row, : one.length] = 1
-        weights[row, len(one.prompt) : one.length] = torch.tensor(one.weights)
-    pictured = [one for one in group if one.sample.scene is not None]
-    scenes = [one.sample.scene for one in pictured if one.sample.scene is not None]
+        weights[row, len(one.prompt) : one.length] = weighed
+    pictured = [one for one in group if one.scene is not None]
+    scenes = [one.scene for one in pictured if one.scene is not None]
     crops = [one.crops for one in pictured if one.crops is not None]
     return Batch(
         input_ids,

@@ -23,11 +23,11 @@ from step3.model.modeling_step3 import load_balancing_loss
 from step3.model.modeling_step3_vl import Step3VLForConditionalGeneration
 from step3.model.processing_step3 import Step3Processor
 from step3.nano.architecture import FEATURES, GRID_OF_PATCHES, configuration, load_processor
-from step3.nano.batches import IGNORED, Batch, batches, pixels
+from step3.nano.batches import IGNORED, Batch, batches, encode, encode_lesson, pixels
 from step3.nano.muon import Muon
 from step3.nano.perception import PerceptionHead, picture_labels
 from step3.nano.scenes.draw import STAGES, Difficulty, Scene
-from step3.nano.scenes.stream import MIXES, TEXT_CATEGORIES, crowd, number_scene, sample
+from step3.nano.scenes.stream import MIXES, TEXT_CATEGORIES, crowd, lesson, number_scene, sample
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Stage:
         processes: how many average their gradients.
         perception_weight: share of the dense picture loss in `join`.
         pictures: further pictures a step, in `join`, that only the tower learns from.
+        lessons: texts a step in which the decoder looks things up and copies.
         settled: the last share of the steps, in which the rates fall to nought.
     """
 
@@ -53,38 +54,38 @@ class Stage:
     processes: int = 1
     perception_weight: float = 0.0
     pictures: int = 0
+    lessons: int = 0
     warm_up: int = 50
     settled: float = 0.4
 
 
 DEFAULT_STAGES = {
     "see": Stage("see", steps=1000, samples=32, matrix_rate=5e-3, other_rate=2e-3),
-    "read": Stage("read", steps=800, samples=32, matrix_rate=5e-3, other_rate=2e-3),
+    "read": Stage("read", steps=800, samples=12, matrix_rate=5e-3, other_rate=2e-3, lessons=20),
     "join": Stage(
         "join",
-        steps=1900,
-        samples=64,
+        steps=4000,
+        samples=32,
         matrix_rate=3e-3,
         other_rate=1.2e-3,
         processes=2,
         perception_weight=0.1,
-        pictures=32,
+        pictures=48,
+        lessons=16,
+        settled=0.5,
     ),
 }
-_READ_MIX = {category: MIXES[-1][category] for category in TEXT_CATEGORIES}
+_READ_MIX = {category: MIXES[-1][category] for category in TEXT_CATEGORIES} | {"tool": 4.0}
 # What takes longest to learn: to read numbers, to copy arguments, and to look things up in the own list.
 _JOIN_MIX = {
-    **MIXES[-1],
-    "number": 2.0,
-    "tool": 3.0,
-    "colour": 1.5,
-    "count": 1.5,
-    "exists": 2.0,
-    "position": 2.0,
-}
-# Longest padded batch of the decoder, in tokens: larger ones leave the caches.
-_TOKENS_PER_BATCH = 2048
+    "colour": 1.2, "shape": 1.0, "size": 0.3, "count": 1.5, "exists": 2.0, "number": 3.0, "position": 1.2,
+    "describe": 0.5, "sum": 3.0, "greeting": 0.2, "identity": 0.25, "unknown": 0.3, "tool": 6.0,
+    "tool_result": 0.2,
+}  # fmt: skip
+# Longest padded batch of the decoder, in tokens: larger ones leave the caches and are padded more.
+_TOKENS_PER_BATCH = 1024
 _SAVE_EVERY_SECONDS = 120.0
+_BEGIN = "begin.pt"
 # `see` uses the pictures before this index.
 _JOIN_PICTURES_FROM = 10_000_000
 
@@ -224,12 +225,17 @@ def language_step(
     per_process = stage.samples // stage.processes
     first = step * stage.samples + rank * per_process
     mix = _READ_MIX if stage.name == "read" else _JOIN_MIX
-    drawn = [sample(seed, first + i, "train", mix, STAGES[-1]) for i in range(per_process)]
+    drawn = [encode(processor, sample(seed, first + i, "train", mix, STAGES[-1])) for i in range(per_process)]
+    lessons = stage.lessons // stage.processes
+    first = step * stage.lessons + rank * lessons
+    with_pictures = stage.name == "join"
+    for i in range(lessons):
+        drawn.append(encode_lesson(processor, lesson(seed, first + i, STAGES[-1], with_pictures)))
     parts = batches(processor, drawn, _TOKENS_PER_BATCH)
     learned = sum(float(part.weights.sum()) for part in parts)
     totals: dict[str, list[float]] = {"loss": [0.0], "balance": []}
     for part in parts:
-        loss, measured = language_loss(trainee, part, learned, len(part.input_ids) / per_process)
+        loss, measured = language_loss(trainee, part, learned, len(part.input_ids) / len(drawn))
         loss.backward()
         totals["loss"][0] += measured.pop("loss")
         for name, value in measured.items():
@@ -300,6 +306,8 @@ def run_stage(stage: Stage, out: Path, processor: Step3Processor, seed: int = 0,
         progress = Progress(**saved["progress"])
     elif stage.name == "join":
         trainee.load(_joined(out), with_optimisers=False)
+    elif (out / _BEGIN).exists():
+        trainee.load(torch.load(out / _BEGIN, weights_only=True), with_optimisers=False)
     started = saved_at = time.monotonic()
     before = progress.seconds
     recent: dict[str, list[float]] = {}
@@ -339,7 +347,7 @@ def _joined(out: Path) -> dict:
 
 
 def begin_from(checkpoint: Path, out: Path) -> None:
-    """Lets `join` go on from a checkpoint's weights, as if they came from `see` and `read`.
+    """Lets `see` and `read` go on from a checkpoint's weights instead of from nothing.
 
     The perception head is not in a checkpoint; it starts anew.
     """
@@ -347,8 +355,7 @@ def begin_from(checkpoint: Path, out: Path) -> None:
     model = Step3VLForConditionalGeneration.from_pretrained(checkpoint, torch_dtype=torch.float32)
     fresh = Trainee(DEFAULT_STAGES["join"], load_processor(), seed=0)
     state = {"model": model.state_dict(), "head": fresh.head.state_dict()}
-    for name in ("see", "read"):
-        _save(state, out / f"{name}.pt")
+    _save(state, out / _BEGIN)
 
 
 def _save(state: dict, file: Path) -> None:

@@ -1,7 +1,8 @@
 """Questions about a scene, with reasoning and answers that follow from its content.
 
 Every reasoning about shapes begins with the same list, place by place in reading order, and ends with
-the step that this question needs; so each sample teaches the whole picture.
+the step that this question needs; so each sample teaches the whole picture. The step says first what it looks
+for, `colour ring: pink.`, so that all that looking it up needs stands close by.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def ask_colour(rng: Random, scene: Scene) -> Sample | None:
             "Tell me the colour of the {}.",
         )
     )
-    step = f"{thing.place if kind == 'place' else thing.shape}: {thing.colour}."
+    step = f"colour {thing.place if kind == 'place' else thing.shape}: {thing.colour}."
     answer = f"It is {thing.colour}."
     return _sample(rng, scene, "colour", kind, question.format(noun), step, answer, thing.colour)
 
@@ -126,7 +127,7 @@ def ask_shape(rng: Random, scene: Scene) -> Sample | None:
         )
     else:
         return None
-    step = f"{thing.place if kind == 'place' else thing.colour}: {thing.shape}."
+    step = f"shape {thing.place if kind == 'place' else thing.colour}: {thing.shape}."
     answer = f"It is {with_article(thing.shape)}."
     return _sample(rng, scene, "shape", kind, question, step, answer, thing.shape)
 
@@ -139,7 +140,7 @@ def ask_size(rng: Random, scene: Scene) -> Sample | None:
     name = rng.choice(list(names))
     thing = names[name]
     question = rng.choice(("Is the {} small or large?", "Is the {} large or small?", "What size is the {}?"))
-    step, answer = f"{name}: {thing.size}.", f"It is {thing.size}."
+    step, answer = f"size {name}: {thing.size}.", f"It is {thing.size}."
     return _sample(rng, scene, "size", "either", question.format(name), step, answer, thing.size)
 
 
@@ -157,7 +158,8 @@ def ask_count(rng: Random, scene: Scene) -> Sample | None:
             )
         ).format(rng.choice(THINGS))
         total = len(scene.things)
-        return _sample(rng, scene, "count", "all", question, "", _there_are(total), str(total))
+        step, answer = f"count all: {total}.", _there_are(total)
+        return _sample(rng, scene, "count", "all", question, step, answer, str(total))
     by_colour = rng.random() < 0.5
     seen = [t.colour if by_colour else t.shape for t in scene.things]
     if rng.random() < 0.15:
@@ -179,7 +181,7 @@ def ask_count(rng: Random, scene: Scene) -> Sample | None:
         question = rng.choice(
             (f"How many {plural} are there?", f"How many {plural} do you see?", f"Count the {plural}.")
         )
-    step = f"{value}: {', '.join(map(str, chosen)) or 'none'}; {len(chosen)}."
+    step = f"count {value}: {', '.join(map(str, chosen)) or 'none'}; {len(chosen)}."
     kind = "colour" if by_colour else "shape"
     return _sample(rng, scene, "count", kind, question, step, _there_are(len(chosen)), str(len(chosen)))
 
@@ -199,6 +201,7 @@ def ask_exists(rng: Random, scene: Scene) -> Sample:
     kind = rng.choices(("colour and shape", "shape", "colour"), (5, 3, 2))[0]
     if yes:
         colour, shape = rng.choice(there)
+        colour, shape = ("" if kind == "shape" else colour), ("" if kind == "colour" else shape)
     elif kind == "shape":
         colour, shape = "", rng.choice([s for s in SHAPES if s not in {shape for _, shape in there}])
     elif kind == "colour":
@@ -219,7 +222,13 @@ def ask_exists(rng: Random, scene: Scene) -> Sample:
     ).format(with_article(noun))
     word = "yes" if yes else "no"
     answer = f"Yes, there is {with_article(noun)}." if yes else f"No, there is no {noun}."
-    return _sample(rng, scene, "exists", kind, question, f"{noun}: {word}.", answer, word)
+    chosen = (
+        [i for i, t in enumerate(scene.things, 1) if colour in ("", t.colour) and shape in ("", t.shape)]
+        if yes
+        else []
+    )
+    step = f"find {noun}: {', '.join(map(str, chosen)) or 'none'}; {word}."
+    return _sample(rng, scene, "exists", kind, question, step, answer, word)
 
 
 def _ask_is(rng: Random, scene: Scene) -> Sample | None:
@@ -231,9 +240,10 @@ def _ask_is(rng: Random, scene: Scene) -> Sample | None:
     yes = rng.random() < 0.5
     others = [t.colour for t in scene.things if t.colour != thing.colour]
     wrong = rng.choice(others or [c for c in COLOURS if c != thing.colour])
-    question = f"Is the {thing.shape} {thing.colour if yes else wrong}?"
+    named = thing.colour if yes else wrong
+    question = f"Is the {thing.shape} {named}?"
     word = "yes" if yes else "no"
-    step = f"{thing.shape}: {thing.colour}; {word}."
+    step = f"colour {thing.shape}: {thing.colour}; asked {named}: {word}."
     answer = f"{word.capitalize()}, it is {thing.colour}."
     return _sample(rng, scene, "exists", "is", question, step, answer, word)
 
@@ -267,7 +277,7 @@ def ask_position(rng: Random, scene: Scene) -> Sample | None:
     if len(names) < 2 or rng.random() < 0.35:
         name, thing = rng.choice(list(names.items()))
         question = rng.choice(("Where is the {}?", "In which part of the picture is the {}?"))
-        step, answer = f"{name}: {thing.place}.", f"It is {place_phrase(thing.place)}."
+        step, answer = f"place {name}: {thing.place}.", f"It is {place_phrase(thing.place)}."
         return _sample(rng, scene, "position", "where", question.format(name), step, answer, thing.place)
     (name, thing), (other_name, other) = rng.sample(list(names.items()), 2)
     sideways = rng.random() < 0.5
@@ -277,7 +287,8 @@ def ask_position(rng: Random, scene: Scene) -> Sample | None:
     order = ("left", "middle", "right") if sideways else ("top", "middle", "bottom")
     first, second = ("left of", "right of") if sideways else ("above", "below")
     relation = first if order.index(at) < order.index(other_at) else second
-    step = f"{name} {at}, {other_name} {other_at}: {relation}."
+    axis = "column" if sideways else "row"
+    step = f"{axis} {name}: {at}; {axis} {other_name}: {other_at}; {relation}."
     if rng.random() < 0.6:
         either = f"{first.removesuffix(' of')} or {second}"
         question = f"Is the {name} {either} the {other_name}?"

@@ -10,6 +10,7 @@ from random import Random
 from typing import Any
 
 from step3.nano.scenes.draw import STAGES, Difficulty, Scene, draw_crowd, draw_scene
+from step3.nano.scenes.lessons import Lesson, drill, look_up, repeat
 from step3.nano.scenes.questions import (
     PICTURE_QUESTIONS,
     ask_colour,
@@ -73,6 +74,18 @@ def number_scene(seed: int, index: int, difficulty: Difficulty) -> Scene:
 def crowd(seed: int, index: int, difficulty: Difficulty) -> Scene:
     """A picture full of shapes and digits, for training the tower; see `draw_crowd`."""
     return draw_crowd(_rng(seed, "train", "crowd", index), difficulty)
+
+
+def lesson(seed: int, index: int, difficulty: Difficulty = STAGES[-1], with_pictures: bool = False) -> Lesson:
+    """Lesson `index` of `seed`, for training: one half to look things up, the other to copy."""
+    rng = _rng(seed, "train", "lesson", index)
+    if index % 2:
+        return repeat(rng)
+    several = replace(difficulty, things=(2, difficulty.things[1]))
+    drawn = _split_scene(rng, "train", several, False)
+    if index % 8 == 6:
+        return look_up(rng, drawn)
+    return drill(rng, drawn, with_picture=with_pictures and index % 8 != 4)
 
 
 def _split_scene(rng: Random, split: Split, difficulty: Difficulty, number: bool | None) -> Scene:

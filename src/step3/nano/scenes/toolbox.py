@@ -12,6 +12,9 @@ from random import Random
 from typing import Any
 
 _MADE_UP = ("city", "person", "word", "company", "movie", "song")
+# The pool of values that nobody can know and that must be copied, and how many of its words are made up.
+STRANGE = "strange"
+_SHARE_OF_MADE_UP = 0.5
 _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
 
 
@@ -67,12 +70,30 @@ def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 VALUES, TOOLS = _load()
+_WORDS = tuple(sorted({word for pool in VALUES.values() for value in pool for word in value.split()}))
 
 
 def draw_value(rng: Random, pool: str) -> str:
     """A value from a pool; for names, now and then a made-up one, so that copying is learned, not a list."""
+    if pool == STRANGE:
+        return " ".join(draw_strange(rng) for _ in range(rng.choice((1, 1, 1, 2, 3))))
     if pool not in _MADE_UP or rng.random() >= 0.3:
         return rng.choice(VALUES[pool])
-    made = "".join(rng.choice(_CONSONANTS) + rng.choice(_VOWELS) for _ in range(rng.randint(2, 3)))
-    made += rng.choice(("", "n", "r", "s"))
+    made = _make_up(rng)
     return made if pool == "word" else made.capitalize()
+
+
+def _make_up(rng: Random) -> str:
+    made = "".join(rng.choice(_CONSONANTS) + rng.choice(_VOWELS) for _ in range(rng.randint(2, 3)))
+    return made + rng.choice(("", "n", "r", "s"))
+
+
+def draw_strange(rng: Random) -> str:
+    """A word that means nothing where it stands: made up, a number, or any value's."""
+    chance = rng.random()
+    if chance < 0.15:
+        return str(rng.randint(0, 999))
+    if chance < 0.15 + _SHARE_OF_MADE_UP:
+        made = _make_up(rng)
+        return made.capitalize() if rng.random() < 0.5 else made
+    return rng.choice(_WORDS)

@@ -11,9 +11,11 @@ from typing import Any
 from step3.nano.scenes.questions import plain_variant
 from step3.nano.scenes.sample import Sample, ToolCall, messages, reply
 from step3.nano.scenes.split import Split, split_of
-from step3.nano.scenes.toolbox import TOOLS, Tool
+from step3.nano.scenes.toolbox import STRANGE, TOOLS, Tool, draw_strange
 
 MOST_TOOLS = 4
+# Of the calls to learn from; never of those for evaluation.
+_STRANGE = 0.4
 
 
 def _define(rng: Random, tool: Tool) -> dict[str, Any]:
@@ -32,10 +34,33 @@ def offer(rng: Random, count: int) -> tuple[Mapping[str, Any], ...]:
     return tuple(_define(rng, tool) for tool in rng.sample(TOOLS, count))
 
 
+def _strange(rng: Random, tool: Tool) -> Tool:
+    """`tool` under names and with values that only copying can get right."""
+    parameters = []
+    for i, parameter in enumerate(tool.parameters):
+        # No made-up name ends so: no two are the same.
+        name = _strange_name(rng) + "_" * i
+        if parameter.options:
+            options = tuple({draw_strange(rng): None for _ in parameter.options})
+            parameters.append(replace(parameter, names=(name,), options=options))
+        else:
+            pool = STRANGE if parameter.pool else ""
+            parameters.append(replace(parameter, names=(name,), pool=pool))
+    return replace(tool, names=(_strange_name(rng),), parameters=tuple(parameters))
+
+
+def _strange_name(rng: Random) -> str:
+    return "_".join(draw_strange(rng).lower() for _ in range(rng.choice((1, 1, 2))))
+
+
 def ask_tool(rng: Random, split: Split) -> Sample:
     """A request that one of one to four tools serves. Name with values belongs to `split`."""
     while True:
         chosen = rng.sample(TOOLS, rng.randint(1, MOST_TOOLS))
+        if split == "train" and rng.random() < _STRANGE:
+            chosen = [_strange(rng, one) for one in chosen]
+            if len({one.names for one in chosen}) < len(chosen):
+                continue
         tool = rng.choice(chosen)
         values = [parameter.draw(rng) for parameter in tool.parameters]
         if len(set(values)) < len(values):
