@@ -82,8 +82,8 @@ void step3_pack(const step3_stored *from, const step3_matrix *to, int64_t expert
 void step3_linear(Workspace *, int64_t threads, const step3_matrix *, const uint16_t *x, int64_t rows,
                   int64_t columns, float *out);
 
-// out [rows, matrix rows] bf16 = the same plus bias (or null), through x * sigmoid(1.702 x) where `gelu` is set.
-void step3_dense(Workspace *, int64_t threads, const step3_matrix *, const float *bias, int64_t gelu,
+// out [rows, matrix rows] bf16 = the same plus bias (or null), through x * sigmoid(1.702 x) where `quick_gelu` is set.
+void step3_dense(Workspace *, int64_t threads, const step3_matrix *, const float *bias, int64_t quick_gelu,
                  const uint16_t *x, int64_t rows, int64_t columns, uint16_t *out);
 
 // out [pictures, length, heads * size] bf16 = attention of every row to all rows of its picture;

@@ -9,7 +9,7 @@ using namespace step3;
 
 namespace {
 
-constexpr int64_t TILES_AT_ONCE = 8;  // of a task
+constexpr int64_t TILES_OF_A_TASK = 8;
 
 struct Heads {
     const uint16_t *qkv;  // [pictures, length, 3, heads, size]
@@ -65,7 +65,8 @@ float soften(const Heads &heads, const float *scores, int64_t step, uint32_t *ti
     float most = -INFINITY, total = 0;
     for (int64_t panel = 0; panel < heads.length_panels(); panel++) {
         const int left = columns_left(heads.length, panel * PANEL);
-        for (int i = 0; i < left; i++) most = std::max(most, scores[panel * step + i]);
+#pragma omp simd reduction(max : most)
+        for (int i = 0; i < left; i++) most = scores[panel * step + i] > most ? scores[panel * step + i] : most;
     }
     for (int64_t panel = 0; panel < heads.length_panels(); panel++) {
         const int left = columns_left(heads.length, panel * PANEL);
@@ -117,7 +118,7 @@ extern "C" void step3_attend_picture(Workspace *workspace, int64_t threads, cons
     if (!pictures || !length) return;
     const Heads all{qkv, length, heads, size};
     const Tiles tiles(length);
-    const int64_t count = pictures * heads, runs = (tiles.count + TILES_AT_ONCE - 1) / TILES_AT_ONCE;
+    const int64_t count = pictures * heads, runs = (tiles.count + TILES_OF_A_TASK - 1) / TILES_OF_A_TASK;
     // Behind the last panel a line more is fetched, not read.
     char *panels = workspace->buffers[0].get<char>(count * all.bytes());
     run(*workspace, threads, [&](Worker &worker) {
@@ -127,8 +128,8 @@ extern "C" void step3_attend_picture(Workspace *workspace, int64_t threads, cons
             pack_values(all, i / heads, i % heads, to + all.key_bytes());
         });
         worker.each(count * runs, [&](int64_t task) {
-            const int64_t i = task / runs, begin = task % runs * TILES_AT_ONCE;
-            for (int64_t tile = begin; tile < std::min(tiles.count, begin + TILES_AT_ONCE); tile++)
+            const int64_t i = task / runs, begin = task % runs * TILES_OF_A_TASK;
+            for (int64_t tile = begin; tile < std::min(tiles.count, begin + TILES_OF_A_TASK); tile++)
                 attend_tile(all, panels + i * all.bytes(), i / heads, i % heads, tiles.start(tile), tiles.size(tile),
                             worker.own(), out);
         });
