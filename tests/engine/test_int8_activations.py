@@ -4,11 +4,14 @@ from typing import Any
 
 import pytest
 import torch
-from engine_requests import golden_cases, make_llm
+from engine_requests import GOLDEN, golden_cases, make_llm
 
 from step3 import SamplingParams
+from step3.checkpoint import Checkpoint
 from step3.engine import engine as engine_module
 from step3.engine.config import EngineError
+from step3.errors import Step3Error
+from step3.ffn import FFNShard
 from step3.ffn import shard as shard_module
 from step3.kernels.cpu import INT8_LEVEL, open_library
 
@@ -65,3 +68,9 @@ def test_needs_a_processor_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "open_library", lambda: library)
     with pytest.raises(EngineError, match=r"needs a processor for avx512_bf16.*this is avx2"):
         make_llm("text-fp8", dtype="bfloat16", int8_activations=True)
+
+
+def test_an_ffn_shard_says_so_too() -> None:
+    """Attention may be on another device, and know nothing of the FFN instances' processors."""
+    with pytest.raises(Step3Error, match="not in block-fp8"):
+        FFNShard.load(Checkpoint.open(GOLDEN / "text"), torch.bfloat16, int8=True)

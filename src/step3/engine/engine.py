@@ -31,7 +31,7 @@ from step3.engine.statistics import Statistics, StatisticsRecorder
 from step3.engine.vision import VisionTower
 from step3.errors import Step3Error
 from step3.ffn import FFNCall, FFNShard
-from step3.kernels.cpu import INT8_LEVEL, Library, open_library, why_not
+from step3.kernels.cpu import open_library, why_not, why_not_int8
 from step3.kernels.cpu.attention import AttentionShape
 from step3.kernels.cpu.weights import InPlace, Packing
 
@@ -90,8 +90,10 @@ class Engine:
             raise EngineError(
                 f"load = 'mmap' is for the CPU kernels, which cannot be used: {obstacle or why_not()}"
             )
-        if int8 and (reason := _obstacle_to_int8(checkpoint, library, obstacle)):
-            raise EngineError(f"int8_activations cannot be had: {reason}")
+        if int8:
+            reason = f"it is for the CPU kernels, which cannot be used: {obstacle}" if obstacle else None
+            if reason := reason or why_not_int8(library, checkpoint.config.quantisation is not None):
+                raise EngineError(f"int8_activations cannot be had: {reason}")
         self.kernels = (
             f"the CPU kernels for {library.level}" if library else f"torch: {obstacle or why_not()}"
         )
@@ -299,19 +301,6 @@ def _obstacle_to_kernels(shape: AttentionShape, dtype: torch.dtype, device: torc
     if dtype != torch.bfloat16:
         return f"the CPU kernels compute in bfloat16, and dtype is {str(dtype).removeprefix('torch.')}"
     return shape.problem()
-
-
-def _obstacle_to_int8(checkpoint: Checkpoint, library: Library | None, obstacle: str | None) -> str | None:
-    """Why activations cannot be rounded to 8 bits here, or None if they can."""
-    if checkpoint.config.quantisation is None:
-        return "the checkpoint is not in block-fp8: `step3 quantize` makes one that is"
-    if library is None:
-        return f"it is for the CPU kernels, which cannot be used: {obstacle or why_not()}"
-    if library.level != INT8_LEVEL:
-        return (
-            f"it needs a processor for {INT8_LEVEL} (AVX-512 with bf16 and VNNI), and this is {library.level}"
-        )
-    return None
 
 
 def _kv_dtype(name: str) -> torch.dtype:

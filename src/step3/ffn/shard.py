@@ -12,7 +12,7 @@ from step3.checkpoint import Checkpoint, Part
 from step3.errors import Step3Error
 from step3.ffn.call import FFNCall
 from step3.ffn.split import WHOLE, Piece
-from step3.kernels.cpu import open_library, why_not
+from step3.kernels.cpu import open_library, why_not, why_not_int8
 from step3.kernels.cpu.ffn import CpuSwiGLU, PackedFFN
 from step3.kernels.cpu.weights import InPlace, Packing, Placement, Workspace
 from step3.kernels.experts import SwiGLU, experts_swiglu, swiglu
@@ -58,8 +58,11 @@ class FFNShard:
         Raises:
             CheckpointError: a tensor is missing or misshapen, or the piece cuts through a block of 128; it is
                 to stay in place but cannot be mapped, or is of another dtype than bfloat16 and block-fp8.
-            Step3Error: weights are to stay in place, but the CPU kernels cannot compute this.
+            Step3Error: weights are to stay in place, or activations to be rounded, but the CPU kernels cannot
+                compute this.
         """
+        if int8 and (reason := why_not_int8(open_library(), checkpoint.config.quantisation is not None)):
+            raise Step3Error(f"int8_activations cannot be had: {reason}")
         sizes = checkpoint.config.text
         first = piece.experts.start if piece.experts else 0
         if dtype == torch.bfloat16 and torch.device(device).type == "cpu" and (library := open_library()):

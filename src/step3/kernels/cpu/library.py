@@ -220,6 +220,21 @@ def why_not() -> str:
     return "the CPU kernels cannot be loaded: reinstall step3"
 
 
+def why_not_int8(library: Library | None, is_quantised: bool) -> str | None:
+    """Why activations cannot be rounded to 8 bits, for a person; None if they can.
+
+    Args:
+        is_quantised: whether the weights that meet them are block-fp8.
+    """
+    if not is_quantised:
+        return "the checkpoint is not in block-fp8: `step3 quantize` makes one that is"
+    if library is None:
+        return why_not()
+    if library.level == INT8_LEVEL:
+        return None
+    return f"it needs a processor for {INT8_LEVEL} (AVX-512 with bf16 and VNNI), and this is {library.level}"
+
+
 def _file(level: str) -> Path | None:
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
         file = Path(__file__).parent / f"_{level}{suffix}"
