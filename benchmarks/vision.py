@@ -88,8 +88,8 @@ def main(
     library = open_library()
     if library is None:
         raise SystemExit(why_not())
-    placed = VisionTower.placed(network, weights, Packing(library))
-    towers = {"the CPU kernels": placed, "torch": VisionTower(network, weights)}
+    placed = VisionTower.of(network, weights, Packing(library))
+    towers = {"the CPU kernels": placed, "torch": VisionTower.of(network, weights)}
     work = operations(sizes, whole.shape[-1]) + len(crops) * operations(sizes, crops.shape[-1])
     seconds: dict[str, list[float]] = {name: [] for name in towers}
     peaks = []
