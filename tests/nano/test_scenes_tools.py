@@ -57,6 +57,14 @@ def test_every_way_to_ask_names_every_parameter() -> None:
             assert set(re.findall(r"\{(\d)\}", ask)) == {str(i) for i in range(len(tool.parameters))}, ask
 
 
+def test_what_is_kept_for_evaluation_is_never_asked_in_training() -> None:
+    def plain(ask: str) -> str:
+        return ask.lower().rstrip("?.")
+
+    trained = {plain(ask) for tool in TOOLS for ask in tool.asks}
+    assert not trained & {plain(ask) for tool in TOOLS for ask in tool.held_out_asks}
+
+
 def test_the_reply_carries_the_call_with_values_of_the_schemas_types() -> None:
     kinds = set()
     for sample in asked():
