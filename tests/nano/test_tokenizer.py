@@ -1,6 +1,7 @@
 import itertools
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -218,3 +219,13 @@ def test_prompts_written_for_training_are_the_templates(tokenizer: Any, category
         assert prompt_text(sample) == prompt(tokenizer, asked, tools=tools)
         whole = prompt(tokenizer, [*asked, reply(sample)], tools=tools, add_generation_prompt=False)
         assert prompt_text(sample) + completion_text(sample) == whole
+
+
+def test_prompts_with_thinking_off_are_the_templates(tokenizer: Any) -> None:
+    for sample in itertools.islice(samples(6), 40):
+        tools = [dict(one) for one in sample.tools] or None
+        quiet = replace(sample, reasoning="")
+        asked = messages(quiet)
+        assert prompt_text(quiet) == prompt(tokenizer, asked, tools=tools, enable_thinking=False)
+        assert "think>" not in completion_text(quiet)
+        assert completion_text(sample).endswith(completion_text(quiet))

@@ -84,6 +84,8 @@ _JOIN_MIX = {
 }  # fmt: skip
 # Longest padded batch of the decoder, in tokens: larger ones leave the caches and are padded more.
 _TOKENS_PER_BATCH = 1024
+# Every how many samples one is asked with thinking off.
+_UNTHOUGHT = 5
 _SAVE_EVERY_SECONDS = 120.0
 _BEGIN = "begin.pt"
 # `see` uses the pictures before this index.
@@ -225,7 +227,10 @@ def language_step(
     per_process = stage.samples // stage.processes
     first = step * stage.samples + rank * per_process
     mix = _READ_MIX if stage.name == "read" else _JOIN_MIX
-    drawn = [encode(processor, sample(seed, first + i, "train", mix, STAGES[-1])) for i in range(per_process)]
+    drawn = []
+    for index in range(first, first + per_process):
+        one = sample(seed, index, "train", mix, STAGES[-1])
+        drawn.append(encode(processor, replace(one, reasoning="") if index % _UNTHOUGHT == 0 else one))
     lessons = stage.lessons // stage.processes
     first = step * stage.lessons + rank * lessons
     with_pictures = stage.name == "join"

@@ -10,6 +10,7 @@ from typing import Any
 from step3.nano.scenes.draw import Scene
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
+_OPEN = "<think>\n"
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Sample:
     `expected` is what an answer is checked against (see `step3.nano.scenes.check`); its meaning is the
     category's. `kind` names the sort of question inside the category. `tools` are JSON-schema tool
     definitions as an OpenAI client sends them. `past` holds earlier turns (chat messages; a picture may stand
-    there). With `from_tool` the question is a tool's result.
+    there). With `from_tool` the question is a tool's result. Without `reasoning` thinking is off: the prompt
+    closes the thought.
     """
 
     category: str
@@ -98,14 +100,14 @@ def prompt_text(sample: Sample) -> str:
         parts.append(content)
         parts.extend(_calls_text(message.get("tool_calls") or ()))
         parts.append("<|EOT|>")
-    parts.append("<|BOT|>assistant\n<think>\n")
+    parts.append(f"<|BOT|>assistant\n{_OPEN if sample.reasoning else _think('')}")
     return "".join(parts)
 
 
 def completion_text(sample: Sample) -> str:
     """What the model should write after `prompt_text`, with the token that ends its turn."""
     message = reply(sample)
-    thought = _think(sample.reasoning).removeprefix("<think>\n")
+    thought = _think(sample.reasoning).removeprefix(_OPEN) if sample.reasoning else ""
     return f"{thought}{sample.answer}{''.join(_calls_text(message.get('tool_calls') or ()))}<|EOT|>"
 
 
