@@ -17,8 +17,10 @@ from setuptools.command.build_ext import build_ext
 CPU = Path("src/step3/kernels/cpu")
 WIRE = Path("src/step3/wire/native")
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
+AVX512_BF16 = [*AVX512, "-mavx512bf16", "-mavx512vbmi", "-mavx512vnni"]
 LEVELS = {
-    "avx512_bf16": [*AVX512, "-mavx512bf16", "-mavx512vbmi", "-mavx512vnni"],
+    "amx": [*AVX512_BF16, "-mamx-tile", "-mamx-bf16", "-mamx-int8", "-mgfni"],
+    "avx512_bf16": AVX512_BF16,
     "avx512": AVX512,
     "avx2": ["-mavx2"],
 }

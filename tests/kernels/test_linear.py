@@ -37,6 +37,19 @@ def test_a_row_does_not_depend_on_how_many_there_are(columns: int) -> None:
         assert torch.equal(linear(x[7 : 7 + rows], weight), whole[7 : 7 + rows])
 
 
+def test_a_row_does_not_depend_on_its_place() -> None:
+    weight, row = torch.randn(67, 333), torch.randn(1, 333)
+    assert (linear(row.expand(75, -1), weight) == linear(row, weight)).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 3), (33, 70), (130, 300)])
+def test_multiplies_float32_of_any_shape(shape: tuple[int, int]) -> None:
+    for rows in (1, 4, 7, 100):
+        x, weight = torch.randn(rows, shape[1]), torch.randn(shape)
+        expected = (x.double() @ weight.double().T).float()
+        torch.testing.assert_close(linear(x, weight), expected, rtol=1e-5, atol=1e-4)
+
+
 def rows_of(weights: list[Tensor | BlockFp8], x: Tensor) -> Tensor:
     return torch.cat([linear(x, weight) for weight in weights], -1)
 

@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from step3.kernels.cpu.library import num_threads, open_library
+
 BLOCK = 128
 """Side of the square blocks that share a scale."""
 
 ROWS = 4
-"""MKL multiplies fewer rows than these, and what is left over of them, in another order."""
+"""Without compiled kernels rows are counted up to these: MKL multiplies fewer, and what is left over of them,
+in another order. On some processors that is not enough."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +75,24 @@ def expand(weight: Weight, dtype: torch.dtype) -> Tensor:
 def linear(x: Tensor, weight: Weight) -> Tensor:
     """`x` `[..., columns]` times the matrix, transposed: `[..., rows]` in the dtype of `x`.
 
-    In float32 on a CPU a row's result does not depend on how many rows there are.
+    In float32 on a CPU a row's result does not depend on how many rows there are. It has no gradient then.
     """
     if x.dtype != torch.float32 or x.device.type != "cpu":
         return F.linear(x, expand(weight, x.dtype))
     rows = x.reshape(-1, x.shape[-1])
-    return F.linear(whole_rows(rows), expand(weight, x.dtype))[: len(rows)].view(*x.shape[:-1], -1)
+    return _linear_float(rows, expand(weight, x.dtype)).view(*x.shape[:-1], -1)
+
+
+def _linear_float(x: Tensor, weight: Tensor) -> Tensor:
+    library = open_library()
+    if library is None:
+        return F.linear(whole_rows(x), weight)[: len(x)]
+    x, weight = x.contiguous(), weight.contiguous()
+    out = torch.empty(len(x), len(weight))
+    library.c.step3_linear_float(
+        num_threads(), x.data_ptr(), *x.shape, weight.data_ptr(), len(weight), out.data_ptr()
+    )
+    return out
 
 
 def whole_rows(x: Tensor) -> Tensor:

@@ -23,6 +23,8 @@ def processor(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_takes_the_best_that_the_processor_can_run(processor) -> None:
+    processor(*LEVELS["avx2"], *LEVELS["avx512"], *LEVELS["amx"])
+    assert library.supported_levels() == ["amx", "avx512_bf16", "avx512", "avx2"]
     processor(*LEVELS["avx2"], *LEVELS["avx512"], *LEVELS["avx512_bf16"])
     assert library.supported_levels() == ["avx512_bf16", "avx512", "avx2"]
     processor(*LEVELS["avx2"], "avx512f")
@@ -33,6 +35,26 @@ def test_an_unknown_processor_has_none_and_says_so(processor) -> None:
     processor("neon")
     assert open_library() is None
     assert "AVX2" in why_not()
+
+
+def test_a_level_that_the_system_forbids_gives_way_to_the_next(
+    processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if {"avx512_bf16", "avx512"} - set(library.supported_levels()):
+        pytest.skip("this processor has no two levels")
+    load = library.ctypes.CDLL
+
+    def refuse(name: str) -> object:
+        loaded = load(name)
+        if "avx512_bf16" in name:
+            loaded.step3_prepare = lambda: 0
+        return loaded
+
+    monkeypatch.setattr(library.ctypes, "CDLL", refuse)
+    processor(*LEVELS["avx512"], *LEVELS["avx512_bf16"])
+    found = open_library()
+    assert found is not None
+    assert found.level == "avx512"
 
 
 def test_kernels_that_were_not_compiled_are_said_to_be_missing(

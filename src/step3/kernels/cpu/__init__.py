@@ -1,7 +1,7 @@
 """The hot operations on x86 CPUs: a small C++ library and what calls it.
 
 The sources beside this file are compiled when the package is built, once for each level of processor;
-`open_library` takes the best that this one can run. The files to begin with are tile.h (the product that
+`open_library` takes the best that this one can run. The files to begin with are factor.h (the product that
 everything is made of) and step3_cpu.h (the interface).
 """
 

@@ -1,5 +1,6 @@
 // Attention over packed pages: see attention.h.
 #include "attention.h"
+#include "attention_product.h"
 #include <algorithm>
 #include <limits>
 
@@ -73,82 +74,6 @@ void rotate(const float *x, const float *cos, const float *sin, int64_t head_dim
     }
 }
 
-// Two pages.
-struct Two {
-    const char *first, *second;
-};
-
-// Scores [rows][32] of two pages of keys; the pages `ahead` are fetched meanwhile.
-template <int R>
-static void score_panel(const uint32_t *a, int64_t row_step, Two keys, int64_t pairs, Two ahead, float *out,
-                        int64_t out_step) {
-    Floats sums[R][VECTORS];
-    clear(sums);
-    accumulate<R, _MM_HINT_T0>(sums, Bf16(), a, row_step, keys.first, keys.second, 64, pairs, ahead.first,
-                                ahead.second - ahead.first, 64);
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < VECTORS; v++) store(out + r * out_step + v * LANES, sums[r][v]);
-}
-
-// out [rows][head_dim] at 32 channels = out * scales[row] + probabilities times the values of some pages.
-template <int R>
-static void mix_panel(const uint32_t *a, int64_t row_step, const char *const *pages, int64_t count, int64_t offset,
-                      int64_t second, const float *scales, float *out, int64_t out_step) {
-    Floats sums[R][VECTORS];
-    for (int r = 0; r < R; r++) {
-        // A first scale of zero must clear what was there, be it NaN.
-        for (int v = 0; v < VECTORS; v++) {
-            Floats before = load(out + r * out_step + v * LANES);
-            sums[r][v] = scales[r] == 0.f ? zero() : multiply_add(before, splat(scales[r]), zero());
-        }
-    }
-    for (int64_t page = 0; page < count; page++) {
-        const char *at = pages[page] + offset, *ahead = pages[page + 1 < count ? page + 1 : page] + offset;
-        accumulate<R, _MM_HINT_T0>(sums, Bf16(), a, row_step, at, at + second, 64, PAGE / 2, ahead, second, 64);
-        a += row_step * (PAGE / 2);
-    }
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < VECTORS; v++) store(out + r * out_step + v * LANES, sums[r][v]);
-}
-
-static void score(const uint32_t *a, int rows, Two keys, int64_t pairs, Two ahead, float *out, int64_t out_step) {
-    const int64_t row_step = rows;
-    while (rows > 0) {
-        const int now = std::min(rows, ROWS);
-        switch (now) {
-#define STEP3_CASE(R)                                                                                      \
-    case R:                                                                                    \
-        if constexpr (R <= ROWS) score_panel<R>(a, row_step, keys, pairs, ahead, out, out_step); \
-        break;
-            STEP3_EACH_ROWS(STEP3_CASE)
-#undef STEP3_CASE
-        }
-        rows -= now;
-        a += now;
-        out += now * out_step;
-    }
-}
-
-static void mix(const uint32_t *a, int rows, const char *const *pages, int64_t count, int64_t offset, int64_t second,
-                const float *scales, float *out, int64_t out_step) {
-    const int64_t row_step = rows;
-    while (rows > 0) {
-        const int now = std::min(rows, ROWS);
-        switch (now) {
-#define STEP3_CASE(R)                                                                                           \
-    case R:                                                                                                     \
-        if constexpr (R <= ROWS) mix_panel<R>(a, row_step, pages, count, offset, second, scales, out, out_step); \
-        break;
-            STEP3_EACH_ROWS(STEP3_CASE)
-#undef STEP3_CASE
-        }
-        rows -= now;
-        a += now;
-        scales += now;
-        out += now * out_step;
-    }
-}
-
 namespace {
 
 // What a task keeps between its keys; all in its thread's own memory.
@@ -160,21 +85,23 @@ struct Scratch {
     float *mixed;        // [rows][channels]
     char *wide_keys, *wide_values;  // pages of fp8 as bf16
     float *rotated;
-    Scratch(Buffer &own, int64_t rows, int64_t head_dim, int64_t channels) {
+    Scratch(Buffer &own, int64_t rows, int64_t head_dim, int64_t channels, int64_t query_pairs) {
         const int64_t wide = KEYS_AT_ONCE * head_dim * 2;
-        char *at = own.get<char>(rows * (head_dim * 2 + channels * 4 + 8) + TILE * KEYS_AT_ONCE * 6 + 2 * wide +
-                                 head_dim * 4 + 1024);
+        // A product gives the rows of a whole tile, be there fewer.
+        const int64_t mixed_rows = rows + TILE;
+        char *at = own.get<char>(rows * (query_pairs * 4 + 8) + mixed_rows * channels * 4 + TILE * KEYS_AT_ONCE * 6 +
+                                 2 * wide + head_dim * 4 + 1024);
         auto take = [&at](int64_t bytes) {
             char *taken = at;
             at += (bytes + 63) / 64 * 64;
             return taken;
         };
-        query = (uint32_t *)take(rows * head_dim * 2);
+        query = (uint32_t *)take(rows * query_pairs * 4);
         weights = (uint32_t *)take(TILE * KEYS_AT_ONCE * 2);
         scores = (float *)take(TILE * KEYS_AT_ONCE * 4);
         most = (float *)take(rows * 4);
         sum = (float *)take(rows * 4);
-        mixed = (float *)take(rows * channels * 4);
+        mixed = (float *)take(mixed_rows * channels * 4);
         wide_keys = take(wide);
         wide_values = take(wide);
         rotated = (float *)take(head_dim * 4);
@@ -212,9 +139,10 @@ void attend(const AttentionInputs &inputs, const AttentionTask &task, Buffer &ow
     const step3_shape &shape = inputs.shape;
     const KV kv(shape);
     const int64_t heads = shape.heads, dim = shape.head_dim, rows = task.tokens * heads, pairs = dim / 2;
-    const int64_t channels = (dim + PANEL - 1) / PANEL * PANEL;
+    const int64_t channels = (dim + PANEL - 1) / PANEL * PANEL, query_pairs = (pairs + RUN - 1) / RUN * RUN;
     const Tiles tiles(rows);
-    Scratch scratch(own, rows, dim, channels);
+    Scratch scratch(own, rows, dim, channels, query_pairs);
+    const HalvedRegisters registers;
     // The first keys are on their way while the queries are rotated.
     for (int64_t page = 0; page < 2 && task.begin + page * PAGE < task.end; page++)
         for (int64_t line = 0; line < kv.page_bytes; line += 64)
@@ -226,7 +154,7 @@ void attend(const AttentionInputs &inputs, const AttentionTask &task, Buffer &ow
             rotate(from, inputs.batch.cos + token * dim / 2, inputs.batch.sin + token * dim / 2, dim, scratch.rotated);
             from = scratch.rotated;
         }
-        pack_floats(from, dim, pairs, Place(scratch.query, tiles, row, pairs));
+        pack_floats(from, dim, 0, query_pairs, Place(scratch.query, tiles, row, query_pairs));
         scratch.most[row] = -std::numeric_limits<float>::infinity();
         scratch.sum[row] = 0.f;
     }
@@ -257,7 +185,7 @@ void attend(const AttentionInputs &inputs, const AttentionTask &task, Buffer &ow
             for (int64_t page = 0; page < pages; page += 2) {
                 // The first tile fetches the keys that come next, the second the values; then all are there.
                 const char *const *ahead = tile ? values + page : keys + std::min(page + 2, pages - 1);
-                score(scratch.query + start * pairs, count, {keys[page], keys[page + 1]}, pairs, {ahead[0], ahead[1]},
+                score(scratch.query + start * query_pairs, count, {keys[page], keys[page + 1]}, pairs, {ahead[0], ahead[1]},
                       scratch.scores + page * PAGE, KEYS_AT_ONCE);
             }
             float factors[TILE];
@@ -267,7 +195,7 @@ void attend(const AttentionInputs &inputs, const AttentionTask &task, Buffer &ow
                 float *scores = scratch.scores + r * KEYS_AT_ONCE;
                 factors[r] = seen ? soften(scores, seen, pages * PAGE, shape.scale, scratch.most[row], scratch.sum[row]) : 1.f;
                 if (!seen) std::fill(scores, scores + pages * PAGE, 0.f);
-                pack_floats(scores, pages * PAGE, pages * PAGE / 2, Place{scratch.weights + r, count});
+                pack_floats(scores, pages * PAGE, 0, pages * PAGE / 2, Place(scratch.weights, r, count));
             }
             for (int64_t channel = 0; channel < dim; channel += PANEL) {
                 const int64_t strip = PAGE * STRIP * 2;

@@ -192,15 +192,19 @@ extern "C" void step3_ffn_forward(Workspace *workspace, int64_t threads, const s
             for (int r = 0; r < count; r++) own[r] = x + token_of[row + r] * hidden;
             pack_tile(own, count, hidden, pairs, packed + row * pairs);
             if (job->gate_up.narrow) narrow_tile(packed + row * pairs, count, pairs, worker.own());
+            pad_tile(inner + job->first * inner_pairs + job->tiles.start(tile) * job->down.pairs, count,
+                     job->inner_panels * (STRIP / 2), job->down.pairs);
         });
         outer_product.expect(worker);
         inner_product.run(worker, packed, pairs, [&](const Job &job, int64_t row, int count, int64_t panel, const float *sums) {
-            uint32_t *at = inner + job.first * inner_pairs + row * job.down.pairs + panel * (STRIP / 2) * count;
+            uint32_t *tile = inner + job.first * inner_pairs + row * job.down.pairs;
             for (int r = 0; r < count; r++) {
                 const float *gate = sums + r * PANEL, *up = gate + STRIP;
                 alignas(64) uint16_t mixed[STRIP];
                 for (int i = 0; i < STRIP; i++) mixed[i] = (uint16_t)bf16_bits(silu(gate[i]) * up[i]);
-                for (int i = 0; i < STRIP / 2; i++) memcpy(at + i * count + r, mixed + 2 * i, 4);
+                const Place to(tile, r, count);
+                constexpr int run = RUN == 1 ? 1 : STRIP / 2;
+                for (int i = 0; i < STRIP / 2; i += run) memcpy(to.pair(panel * (STRIP / 2) + i), mixed + 2 * i, run * 4);
             }
         });
         if (narrows)

@@ -9,13 +9,14 @@
 // Sums of integers are exact, and float32 sums go block after block: a row does not depend on those beside it.
 #pragma once
 #include "panels.h"
+#include "product.h"
 #include "team.h"
 
 namespace step3 {
 
 constexpr int64_t INT8_ROWS = 48;  // fewer are multiplied as they are
 
-#if defined(__AVX512BF16__) && defined(__AVX512VBMI__) && defined(__AVX512VNNI__)
+#if defined(__AVX512BF16__) && defined(__AVX512VBMI__) && defined(__AVX512VNNI__) && !defined(__AMX_BF16__)
 constexpr bool HAS_INT8 = true;
 constexpr float INT8_OF_FP8 = 127.f / 448.f;
 
@@ -158,13 +159,23 @@ static void multiply_narrow(const uint32_t *tile, const char *panel, const float
         }
     }
 }
+
+static inline void multiply_narrow_tile(const Product &p, int rows) {
+    switch (rows) {
+#define STEP3_CASE(R)                                                                             \
+    case R:                                                                                       \
+        multiply_narrow<R>(p.a, p.panel, p.scales, p.pairs, p.ahead, p.ahead_step, p.out);        \
+        break;
+        STEP3_EACH_ROWS(STEP3_CASE)
+#undef STEP3_CASE
+    }
+}
 #else
 constexpr bool HAS_INT8 = false;
 static inline int64_t narrow_panel_bytes(int64_t, int64_t) { return 0; }
 static inline void narrow_panel(const char *, int64_t, char *) {}
 static inline void narrow_tile(uint32_t *, int, int64_t, Buffer &) {}
-template <int R>
-static void multiply_narrow(const uint32_t *, const char *, const float *, int64_t, const char *, int64_t, float *) {}
+static inline void multiply_narrow_tile(const Product &, int) {}
 #endif
 
 // Whether a product of so many rows takes narrow tiles and panels.

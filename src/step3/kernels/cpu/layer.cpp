@@ -31,7 +31,7 @@ struct Layer {
             for (int64_t i = 0; i < size; i++) row[i] += float_of_bf16(answer[token * size + i]);
         const float scale = inverse_rms(row, size, shape.eps);
         for (int64_t i = 0; i < size; i++) out[i] = row[i] * scale * weights.input_norm[i];
-        pack_floats(out, size, weights.qkv.pairs, Place(normed, tiles, token, weights.qkv.pairs));
+        pack_floats(out, size, 0, weights.qkv.pairs, Place(normed, tiles, token, weights.qkv.pairs));
     }
 
     // q_proj's part is normed for wq; key and value go into the cache.
@@ -43,7 +43,7 @@ struct Layer {
         KV(shape).write(out, row + size + dim, batch.slots[token], keys, values);
         const float scale = inverse_rms(row, size, shape.eps);
         for (int64_t i = 0; i < size; i++) out[i] = row[i] * scale * weights.inter_norm[i];
-        pack_floats(out, size, weights.wq.pairs, Place(inter, tiles, token, weights.wq.pairs));
+        pack_floats(out, size, 0, weights.wq.pairs, Place(inter, tiles, token, weights.wq.pairs));
     }
 
     // x = norm(hidden), for the FFN.
@@ -123,11 +123,9 @@ extern "C" void step3_attend_layer(Workspace *workspace, int64_t threads, const 
     KeepMixed keep = [](void *given, int64_t token, int64_t head, const float *mixed) {
         auto &own = *(Layer *)given;
         const int64_t pairs = own.weights.o_proj.pairs, width = own.shape.head_dim / 2;
-        Place to(own.mixed, own.tiles, token, pairs);
-        to.at += head * width * to.step;
         // o_proj's padding lies behind the last head.
-        const int64_t until = head + 1 == own.shape.heads ? pairs - head * width : width;
-        pack_floats(mixed, own.shape.head_dim, until, to);
+        const int64_t until = head + 1 == own.shape.heads ? pairs : (head + 1) * width;
+        pack_floats(mixed, own.shape.head_dim, head * width, until, Place(own.mixed, own.tiles, token, pairs));
     };
     // Rows of a panel's result to a float matrix.
     auto copy_to = [tokens](float *out, int64_t columns) {

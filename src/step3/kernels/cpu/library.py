@@ -12,10 +12,13 @@ from pathlib import Path
 
 import torch
 
+_AVX512_BF16 = frozenset(
+    {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512vbmi", "avx512_vnni"}
+)
+
 LEVELS: dict[str, frozenset[str]] = {
-    "avx512_bf16": frozenset(
-        {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512vbmi", "avx512_vnni"}
-    ),
+    "amx": _AVX512_BF16 | {"amx_tile", "amx_bf16", "amx_int8", "gfni"},
+    "avx512_bf16": _AVX512_BF16,
     "avx512": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "fma", "f16c"}),
     "avx2": frozenset({"avx2", "fma", "f16c"}),
 }
@@ -137,12 +140,14 @@ class Layer(ctypes.Structure):
 
 
 _FUNCTIONS = {
+    "step3_prepare": (c_int64, ()),
     "step3_workspace_new": (c_void_p, ()),
     "step3_workspace_free": (None, (c_void_p,)),
     "step3_allocate": (c_void_p, (c_int64,)),
     "step3_free": (None, (c_void_p, c_int64)),
     "step3_pack": (None, (POINTER(Stored), POINTER(Matrix), c_int64, c_int64, c_int64)),
     "step3_linear": (None, (c_void_p, c_int64, POINTER(Matrix), c_void_p, c_int64, c_int64, c_void_p)),
+    "step3_linear_float": (None, (c_int64, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p)),
     "step3_dense": (
         None,
         (c_void_p, c_int64, POINTER(Matrix), c_void_p, c_int64, c_void_p, c_int64, c_int64, c_void_p),
@@ -207,7 +212,8 @@ def open_library(level: str | None = None) -> Library | None:
             for function, (result, arguments) in _FUNCTIONS.items():
                 declared = getattr(library, function)
                 declared.restype, declared.argtypes = result, arguments
-            return Library(name, library)
+            if library.step3_prepare():
+                return Library(name, library)
     return None
 
 

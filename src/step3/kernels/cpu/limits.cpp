@@ -1,7 +1,7 @@
 // What the machine can do at most, measured: the lines that the benchmark's figures are held against.
 #include <algorithm>
 #include <chrono>
-#include "tile.h"
+#include "factor.h"
 
 using namespace step3;
 
@@ -39,24 +39,26 @@ extern "C" double step3_read_bandwidth(const char *memory, int64_t bytes, int64_
 }
 
 constexpr int64_t PAIRS = 128;
+constexpr int PEAK_ROWS = HAS_AMX ? TILE : ROWS;
 
 extern "C" double step3_peak_flops(int64_t threads, double seconds) {
     // A product whose operands stay in registers and the first-level cache; all threads read the same ones, as
     // thread-local ones of a loaded library took 2.7 times as long.
     alignas(64) static const char panel[PAIRS * 128] = {};
-    alignas(64) static const uint32_t a[PAIRS * ROWS] = {};
+    alignas(64) static const uint32_t a[PAIRS * PEAK_ROWS] = {};
     double begin = now();
     int64_t total = 0;
 #pragma omp parallel num_threads((int)threads) reduction(+ : total)
     {
+        const MatrixUnit unit;
         alignas(64) float out[TILE * PANEL];
-        Product p{a, ROWS, panel, PAIRS, nullptr, panel, 0, out};
+        Product p{a, PEAK_ROWS, panel, PAIRS, nullptr, panel, 0, out};
         while (now() - begin < seconds)
             for (int i = 0; i < 1000; i++) {
-                multiply_panel<ROWS, Bf16>(p);
+                multiply_tile<Bf16>(p, PEAK_ROWS);
                 // The result counts as used, so that the compiler leaves nothing out.
                 asm volatile("" : : "r"(out) : "memory");
-                total += PAIRS * ROWS * PANEL * 4;
+                total += PAIRS * PEAK_ROWS * PANEL * 4;
             }
     }
     return (double)total / (now() - begin) / 1e9;

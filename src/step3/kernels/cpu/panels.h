@@ -1,4 +1,4 @@
-// Rows of weights as they are stored, into panels (tile.h): once when a matrix is packed, or whenever a panel
+// Rows of weights as they are stored, into panels (factor.h): once when a matrix is packed, or whenever a panel
 // of a matrix that stays in its file is multiplied. It is the same layout, so that both give the same sums.
 #pragma once
 #include <algorithm>

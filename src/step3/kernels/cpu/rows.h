@@ -1,8 +1,8 @@
-// Rows of activations into tiles, as tile.h wants them.
+// Rows of activations into tiles, as activations.h lays them out.
 #pragma once
 #include <algorithm>
 #include "numbers.h"
-#include "tile.h"
+#include "factor.h"
 
 namespace step3 {
 
@@ -11,31 +11,44 @@ static inline void round_to_bf16(const float *x, int64_t size, uint16_t *out) {
     for (int64_t i = 0; i < size; i++) out[i] = (uint16_t)bf16_bits(x[i]);
 }
 
-static inline void pack_floats(const float *x, int64_t size, int64_t pairs, const Place &to) {
-    constexpr int64_t AT_ONCE = 128, FETCHED = 64;  // pairs ahead, whose lines are far from each other
+// Floats into a row's pairs begin..end, behind them zeros.
+static inline void pack_floats(const float *x, int64_t size, int64_t begin, int64_t end, const Place &to) {
+    constexpr int64_t AT_ONCE = 128, FETCHED = 64;  // values; pairs ahead, whose lines are far from each other
     alignas(64) uint16_t rounded[AT_ONCE];
-    uint32_t *at = to.at;
-    const int64_t even = size / 2 * 2;
-    for (int64_t begin = 0; begin < even; begin += AT_ONCE) {
-        const int64_t count = std::min(AT_ONCE, even - begin);
-        round_to_bf16(x + begin, count, rounded);
-        for (int64_t i = 0; i < count; i += 2, at += to.step) {
-            _mm_prefetch((const char *)(at + FETCHED * to.step), _MM_HINT_T0);
-            memcpy(at, rounded + i, 4);
+    for (int64_t pair = begin; pair < end; x += AT_ONCE, size -= AT_ONCE) {
+        const int64_t count = std::clamp<int64_t>(size, 0, AT_ONCE), until = std::min(end, pair + AT_ONCE / 2);
+        if (count < AT_ONCE) memset(rounded, 0, sizeof rounded);
+        if (count == AT_ONCE)
+            round_to_bf16(x, AT_ONCE, rounded);
+        else
+            round_to_bf16(x, count, rounded);
+        const uint16_t *from = rounded;
+        if constexpr (RUN == 1) {
+            uint32_t *at = to.pair(pair);
+            for (const int64_t step = to.pair(1) - to.pair(0); pair < until; pair++, from += 2, at += step) {
+                _mm_prefetch((const char *)(at + FETCHED * step), _MM_HINT_T0);
+                memcpy(at, from, 4);
+            }
+        } else {
+            // A head's channels may begin and end in the middle of a run.
+            while (pair < until) {
+                const int64_t run = std::min(until - pair, RUN - pair % RUN);
+                if (run == RUN)
+                    memcpy(to.pair(pair), from, RUN * 4);
+                else
+                    memcpy(to.pair(pair), from, (size_t)run * 4);
+                from += 2 * run;
+                pair += run;
+            }
         }
     }
-    if (size % 2) {
-        *at = bf16_bits(x[size - 1]);
-        at += to.step;
-    }
-    for (int64_t i = (size + 1) / 2; i < pairs; i++, at += to.step) *at = 0;
 }
 
-// Runs task(row) for all rows, shared among the threads. Where there are tiles enough a thread takes a whole one:
-// rows of a tile lie in the same cache lines, which two threads would take from each other.
+// Runs task(row) for all rows, shared among the threads. Where there are tiles enough a thread takes a whole one, if
+// rows of a tile lie in the same cache lines: two threads would take them from each other.
 template <class Task>
 static inline void each_row(Worker &worker, const Tiles &tiles, Task task) {
-    if (tiles.count < 4 * worker.size()) return worker.each(tiles.rows, task);
+    if (RUN > 1 || tiles.count < 4 * worker.size()) return worker.each(tiles.rows, task);
     worker.each(tiles.count, [&](int64_t tile) {
         for (int64_t row = tiles.start(tile); row < tiles.start(tile + 1); row++) task(row);
     });
@@ -43,11 +56,21 @@ static inline void each_row(Worker &worker, const Tiles &tiles, Task task) {
 
 // Rows of bf16 that make a whole tile: written from front to back.
 static inline void pack_tile(const uint16_t *const *rows, int count, int64_t size, int64_t pairs, uint32_t *to) {
-    for (int64_t i = 0; i < size / 2; i++, to += count)
-        for (int r = 0; r < count; r++) memcpy(to + r, rows[r] + 2 * i, 4);
-    if (size % 2)
-        for (int r = 0; r < count; r++) *to++ = rows[r][size - 1];
-    std::fill(to, to + (pairs - (size + 1) / 2) * count, 0);
+    const int64_t whole = size / (2 * RUN) * RUN, begin = whole * count;
+    for (int64_t i = 0; i < whole; i += RUN)
+        for (int r = 0; r < count; r++, to += RUN) memcpy(to, rows[r] + 2 * i, RUN * 4);
+    if (whole == pairs) return;
+    memset(to, 0, (size_t)((pairs - whole) * count * 4));
+    for (int r = 0; r < count; r++) {
+        const Place place(to - begin, r, count);
+        memcpy(place.pair(whole), rows[r] + 2 * whole, (size_t)(size - 2 * whole) * 2);
+    }
+}
+
+// Zeros to the pairs begin..end of all rows of a tile: they meet zeros, which do not make a NaN go away.
+static inline void pad_tile(uint32_t *tile, int count, int64_t begin, int64_t end) {
+    for (int r = 0; r < count; r++)
+        for (int64_t pair = begin; pair < end; pair++) *Place(tile, r, count).pair(pair) = 0;
 }
 
 // A product's columns that begin at `column`, without the padding of the last panel.

@@ -23,7 +23,7 @@ struct step3_stored {
     int64_t count, columns, interleave;
 };
 
-// A matrix [rows, columns] of weights as the kernels read it: see tile.h. A stack of experts is one matrix
+// A matrix [rows, columns] of weights as the kernels read it: see factor.h. A stack of experts is one matrix
 // behind the other, each of `bytes` bytes and `num_scales` scales.
 struct step3_matrix {
     const char *panels;
@@ -67,6 +67,9 @@ struct step3_ffn {
     int64_t first, experts, hidden;
 };
 
+// To be called once before anything else; 0 where the system does not let this library run.
+int64_t step3_prepare();
+
 struct Workspace;
 Workspace *step3_workspace_new();
 void step3_workspace_free(Workspace *);
@@ -85,6 +88,10 @@ void step3_linear(Workspace *, int64_t threads, const step3_matrix *, const uint
 // out [rows, matrix rows] bf16 = the same plus bias (or null), through x * sigmoid(1.702 x) where `quick_gelu` is set.
 void step3_dense(Workspace *, int64_t threads, const step3_matrix *, const float *bias, int64_t quick_gelu,
                  const uint16_t *x, int64_t rows, int64_t columns, uint16_t *out);
+
+// out [rows, num_weights] float = x [rows, columns] float times weights [num_weights, columns] float, transposed.
+void step3_linear_float(int64_t threads, const float *x, int64_t rows, int64_t columns, const float *weights,
+                        int64_t num_weights, float *out);
 
 // out [pictures, length, heads * size] bf16 = attention of every row to all rows of its picture;
 // qkv [pictures, length, 3, heads, size] bf16.

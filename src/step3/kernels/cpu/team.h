@@ -13,10 +13,12 @@
 #include <cstdint>
 #include <cstdlib>
 #include <new>
+#include "amx.h"
 
 constexpr int MAX_PHASES = 16;
 constexpr int NUM_BUFFERS = 12;
 constexpr int MAX_THREADS = 256;
+constexpr int64_t READ_BEYOND = 1024;  // bytes behind a buffer that a register of rows may read
 constexpr int64_t FETCHED_WHILE_WAITING = 384 << 10;  // fits into the second-level cache with what else is there
 
 struct alignas(64) Counter {
@@ -30,7 +32,7 @@ struct Buffer {
 
     template <class T>
     T *get(int64_t count) {
-        int64_t bytes = count * (int64_t)sizeof(T) + 256;
+        int64_t bytes = count * (int64_t)sizeof(T) + READ_BEYOND;
         if (bytes > size) {
             std::free(data);
             const int64_t page = bytes < 4 << 20 ? 4096 : 2 << 20;
@@ -134,6 +136,7 @@ void run(Workspace &workspace, int64_t threads, Body body) {
     for (auto &counter : workspace.counters) counter.value.store(0, std::memory_order_relaxed);
     workspace.arrived.store(0, std::memory_order_relaxed);
     if (threads <= 1) {
+        const MatrixUnit unit;
         Worker worker(workspace, 0, 1);
         body(worker);
         return;
@@ -141,6 +144,7 @@ void run(Workspace &workspace, int64_t threads, Body body) {
     if (threads > MAX_THREADS) threads = MAX_THREADS;
 #pragma omp parallel num_threads((int)threads)
     {
+        const MatrixUnit unit;
         Worker worker(workspace, omp_get_thread_num(), omp_get_num_threads());
         body(worker);
     }

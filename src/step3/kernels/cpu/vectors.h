@@ -167,7 +167,7 @@ static inline Lanes part_words(Lanes x) {
 }
 
 // fp8 is kept in groups of 64 bytes that expand to two vectors of 16 pairs each. Where byte permutes exist,
-// two look-ups give the upper and the lower bytes of 64 bf16 values, and interleaving them within the four
+// two look-ups (or two matrices of bits) give the upper and the lower bytes of 64 bf16 values, and interleaving them within the four
 // 128-bit lanes gives the vectors: so lane n of a group holds pairs 4n..4n+3 of the first vector, then
 // those of the second. Pair p (0..31, the second vector's from 16 on) begins at this byte of its group:
 static inline int fp8_place(int pair) { return pair % 16 / 4 * 16 + pair / 16 * 8 + pair % 4 * 2; }
@@ -201,10 +201,22 @@ struct Fp8Expander {
     __m512i sign = _mm512_set1_epi8((char)0x80);
 
     void operator()(const void *from, Pairs &first, Pairs &second) const {
-        __m512i bytes = _mm512_loadu_si512(from);
-        __m512i low = _mm512_permutex2var_epi8(low0, bytes, low1);
-        __m512i high = _mm512_permutex2var_epi8(high0, bytes, high1);
-        high = _mm512_ternarylogic_epi32(high, bytes, sign, 0xf8);  // high | (bytes & sign)
+        const __m512i bytes = _mm512_loadu_si512(from);
+        __m512i low, high;
+#if defined(__GFNI__)
+        // Where an exponent is not 0, each bit of the result is one of the byte's or its opposite: the exponent grows
+        // by 120, its highest bit b becomes b, !b, !b, !b, !b. Twice a number without its sign is 16 to 252 then.
+        const __m512i doubled = _mm512_sub_epi8(_mm512_add_epi8(bytes, bytes), _mm512_set1_epi8(16));
+        if (__builtin_expect(!_mm512_cmpgt_epu8_mask(doubled, _mm512_set1_epi8((char)(252 - 16))), true)) {
+            low = _mm512_gf2p8affine_epi64_epi8(bytes, _mm512_set1_epi64(0x0000000001020408), 0);
+            high = _mm512_gf2p8affine_epi64_epi8(bytes, _mm512_set1_epi64(0x1020404040404080), 0x3c);
+        } else
+#endif
+        {
+            low = _mm512_permutex2var_epi8(low0, bytes, low1);
+            high = _mm512_permutex2var_epi8(high0, bytes, high1);
+            high = _mm512_ternarylogic_epi32(high, bytes, sign, 0xf8);  // high | (bytes & sign)
+        }
         first = _mm512_unpacklo_epi8(low, high);
         second = _mm512_unpackhi_epi8(low, high);
     }

@@ -1,6 +1,6 @@
 // Attention of the vision tower: every row of a picture sees every other one, each head has its own keys.
 //
-// It is the product of tile.h twice: the keys of a head are panels of weights, queries are the rows; the values,
+// It is the product of factor.h twice: the keys of a head are panels of weights, queries are the rows; the values,
 // pair after pair of rows, are panels too, and the probabilities their rows. A tile's scores with all keys stay
 // in the second-level cache.
 #include "rows.h"
@@ -14,7 +14,7 @@ constexpr int64_t TILES_OF_A_TASK = 8;
 struct Heads {
     const uint16_t *qkv;  // [pictures, length, 3, heads, size]
     int64_t length, heads, size;
-    int64_t size_pairs() const { return (size + STRIP - 1) / STRIP * STRIP / 2; }
+    int64_t size_pairs() const { return (size + PANEL - 1) / PANEL * PANEL / 2; }
     int64_t size_panels() const { return (size + PANEL - 1) / PANEL; }
     int64_t length_panels() const { return (length + PANEL - 1) / PANEL; }
     int64_t length_pairs() const { return length_panels() * PANEL / 2; }
@@ -60,7 +60,7 @@ void pack_values(const Heads &heads, int64_t picture, int64_t head, char *to) {
 }
 
 // A row's scores, [panels][step floats] apart, to probabilities that are not divided yet; returns their sum.
-float soften(const Heads &heads, const float *scores, int64_t step, uint32_t *tile, int count) {
+float soften(const Heads &heads, const float *scores, int64_t step, const Place &to) {
     const float scale = 1.f / std::sqrt((float)heads.size);
     float most = -INFINITY, total = 0;
     for (int64_t panel = 0; panel < heads.length_panels(); panel++) {
@@ -79,7 +79,7 @@ float soften(const Heads &heads, const float *scores, int64_t step, uint32_t *ti
         for (int i = 0; i < PANEL; i++) sum += y[i];
         total += sum;
         for (int i = 0; i < PANEL; i++) rounded[i] = (uint16_t)bf16_bits(y[i]);
-        for (int i = 0; i < PANEL / 2; i++) memcpy(tile + (panel * (PANEL / 2) + i) * count, rounded + 2 * i, 4);
+        for (int i = 0; i < PANEL / 2; i += RUN) memcpy(to.pair(panel * (PANEL / 2) + i), rounded + 2 * i, RUN * 4);
     }
     return total;
 }
@@ -88,7 +88,7 @@ float soften(const Heads &heads, const float *scores, int64_t step, uint32_t *ti
 void attend_tile(const Heads &heads, const char *keys, int64_t picture, int64_t head, int64_t first, int count,
                  Buffer &own, uint16_t *out) {
     const int64_t queries = count * heads.size_pairs(), probabilities = count * heads.length_pairs();
-    const int64_t step = count * PANEL;
+    const int64_t step = (HAS_AMX ? TILE : count) * PANEL;  // a product gives the rows of a whole tile
     float *scores = own.get<float>(heads.length_panels() * step + queries + probabilities);
     uint32_t *query = (uint32_t *)(scores + heads.length_panels() * step), *tile = query + queries;
     const uint16_t *rows[TILE];
@@ -100,7 +100,7 @@ void attend_tile(const Heads &heads, const char *keys, int64_t picture, int64_t 
     for (int64_t panel = 0; panel < heads.length_panels(); panel++)
         multiply_by(query, keys + panel * heads.size_pairs() * 128, heads.size_pairs(), scores + panel * step);
     float inverse[TILE];
-    for (int r = 0; r < count; r++) inverse[r] = 1.f / soften(heads, scores + r * PANEL, step, tile + r, count);
+    for (int r = 0; r < count; r++) inverse[r] = 1.f / soften(heads, scores + r * PANEL, step, Place(tile, r, count));
     alignas(64) float mixed[TILE * PANEL];
     for (int64_t panel = 0; panel < heads.size_panels(); panel++) {
         multiply_by(tile, keys + heads.key_bytes() + panel * heads.length_pairs() * 128, heads.length_pairs(), mixed);

@@ -15,7 +15,7 @@ from step3.kernels.cpu.library import Library, Matrix, Source, Stored, num_threa
 from step3.kernels.linear import BLOCK, BlockFp8, Weight
 
 PANEL, STRIP = 32, 16
-"""Rows of a panel, and of each of its two strips (tile.h)."""
+"""Rows of a panel, and of each of its two strips (factor.h)."""
 
 _CHUNK = 64 << 20
 _TYPES = {torch.bfloat16: 0, torch.float32: 1, torch.float16: 2, torch.float8_e4m3fn: 3}
@@ -143,7 +143,7 @@ def _describe(weights: Sequence[Weight], interleave: bool, int8: bool) -> tuple[
     """Where the weights lie, and the matrix that they make, without its memory."""
     columns, rows = weights[0].shape[-1], sum(weight.shape[-2] for weight in weights)
     strips = sum(-(-weight.shape[-2] // STRIP) for weight in weights)
-    panels, pairs = -(-strips // 2), -(-columns // STRIP) * STRIP // 2
+    panels, pairs = -(-strips // 2), -(-columns // PANEL) * PANEL // 2
     is_quantised = isinstance(weights[0], BlockFp8)
     nbytes = panels * PANEL * pairs * 2 * (1 if is_quantised else 2)
     scales = panels * 2 * -(-2 * pairs // BLOCK) if is_quantised else 0

@@ -1,0 +1,48 @@
+// Activations as the products read them: tiles of some rows, so that a tile times a panel of weights is one
+// product, and both are read from front to back.
+//
+// Vectors take up to 12 rows, pair after pair of columns, a pair of each row. Tile registers take up to 32 rows: 16
+// pairs of each row in one line of the cache, then the next 16. Rows whose distance is a multiple of 4096 bytes
+// do not throw each other out of the cache in either.
+#pragma once
+#include "amx.h"
+
+namespace step3 {
+
+constexpr int TILE = HAS_AMX ? 32 : 12;        // most rows of a tile
+constexpr int RUN = HAS_AMX ? 16 : 1;          // pairs of a row that lie side by side
+constexpr int64_t ROWS_AT_ONCE = 288;          // rows that pass a panel while it is in the cache
+
+// How `rows` rows are cut into tiles: with vectors into those whose sizes differ by one at most; tile registers
+// take as long for a few rows as for 16.
+struct Tiles {
+    int64_t rows, count;
+    explicit Tiles(int64_t rows) : rows(rows), count((rows + TILE - 1) / TILE) {}
+    int64_t start(int64_t tile) const { return HAS_AMX ? std::min(rows, tile * TILE) : rows * tile / count; }
+    int size(int64_t tile) const { return (int)(start(tile + 1) - start(tile)); }
+    // The tile of a row.
+    int64_t of(int64_t row) const {
+        if (HAS_AMX) return row / TILE;
+        int64_t tile = row * count / rows;
+        while (start(tile + 1) <= row) tile++;
+        return tile;
+    }
+};
+
+// Where a row lies in packed activations.
+class Place {
+   public:
+    // Row `row` of the `rows` of a tile.
+    Place(uint32_t *tile, int row, int rows) : at_(tile + row * RUN), step_(rows * RUN) {}
+    Place(uint32_t *packed, const Tiles &tiles, int64_t row, int64_t pairs) : at_(packed), step_(0) {
+        const int64_t tile = tiles.of(row), start = tiles.start(tile);
+        *this = Place(packed + start * pairs, (int)(row - start), tiles.size(tile));
+    }
+    // A pair; those up to the next multiple of RUN lie behind it.
+    uint32_t *pair(int64_t i) const { return at_ + i / RUN * step_ + i % RUN; }
+
+   private:
+    uint32_t *at_;
+    int64_t step_;
+};
+}  // namespace step3
