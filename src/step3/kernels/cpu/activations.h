@@ -11,7 +11,9 @@ namespace step3 {
 
 constexpr int TILE = HAS_AMX ? 32 : 12;        // most rows of a tile
 constexpr int RUN = HAS_AMX ? 16 : 1;          // pairs of a row that lie side by side
-constexpr int64_t ROWS_AT_ONCE = 288;          // rows that pass a panel while it is in the cache
+
+// Rows that pass a panel while it is in the cache: with tile registers as many as fit into the second level.
+constexpr int64_t CHUNK_BYTES = 1 << 20, MIN_CHUNK_ROWS = HAS_AMX ? 64 : 288, MAX_CHUNK_ROWS = HAS_AMX ? 512 : 288;
 
 // How `rows` rows are cut into tiles: with vectors into those whose sizes differ by one at most; tile registers
 // take as long for a few rows as for 16.

@@ -12,13 +12,14 @@ constexpr int ROWS_IN_PLACE = TILE;  // most rows that are multiplied with weigh
 
 static_assert(TILE == 2 * REGISTER_ROWS && STRIP == REGISTER_ROWS && BLOCK_PAIRS % STEP == 0);
 
-// What a panel holds.
+// What a panel holds, and a block of it is multiplied as.
 struct Bf16 {
     static constexpr bool EXPANDS = false;
 };
 struct Fp8 {
     static constexpr bool EXPANDS = true;
 };
+struct Int8 {};
 
 // Lines to fetch while registers are multiplied, `step` bytes for each pair.
 struct Fetched {

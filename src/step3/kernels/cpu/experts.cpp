@@ -13,16 +13,23 @@ using namespace step3;
 
 namespace {
 
+// One of an expert's two products.
+struct Side {
+    Factor factor;
+    int64_t panels;
+    Chunks chunks;
+    Side(const step3_matrix &m, int64_t expert, const Tiles &tiles)
+        : factor(m, tiles.rows, expert), panels(m.num_panels), chunks(tiles, m.pairs) {}
+    int64_t units() const { return chunks.count * panels; }
+};
+
 // One expert and the rows that it computes.
 struct Job {
-    Factor gate_up, down;
-    int64_t inner_panels, outer_panels;
     int64_t first;  // its first row among those of all jobs
     Tiles tiles;
-    Chunks chunks;
+    Side gate_up, down;
     Job(const step3_matrix &gate_up, const step3_matrix &down, int64_t expert, int64_t first, int64_t rows)
-        : gate_up(gate_up, rows, expert), down(down, rows, expert), inner_panels(gate_up.num_panels),
-          outer_panels(down.num_panels), first(first), tiles(rows), chunks(tiles) {}
+        : first(first), tiles(rows), gate_up(gate_up, expert, tiles), down(down, expert, tiles) {}
 };
 
 using Jobs = std::vector<Job>;
@@ -33,12 +40,12 @@ using Jobs = std::vector<Job>;
 // among those of the experts, and whoever computes them fetches the expert that follows.
 class Panels {
    public:
-    Panels(const Jobs &jobs, bool always, Factor Job::*factor, int64_t Job::*panels) : factor_(factor), panels_(panels) {
+    Panels(const Jobs &jobs, bool always, Side Job::*side) : side_(side) {
         const int64_t experts = (int64_t)jobs.size() - always;
         const Job *shared = always ? &jobs.back() : nullptr;
-        const int64_t spread = shared ? units_of(*shared) : 0;
+        const int64_t spread = shared ? (shared->*side).units() : 0;
         for (int64_t i = 0; i < experts; i++) {
-            add(jobs[(size_t)i], 0, units_of(jobs[(size_t)i]));
+            add(jobs[(size_t)i], 0, (jobs[(size_t)i].*side).units());
             if (shared && i + 1 < experts) add(*shared, spread * i / experts, spread * (i + 1) / experts);
         }
         if (shared) add(*shared, experts ? spread * (experts - 1) / experts : 0, spread);
@@ -50,7 +57,7 @@ class Panels {
         const int64_t share = worker.first_run(units()), begin = worker.id() * share;
         bool is_first = true;
         cover(begin, begin + share, [&](const Job &job, int64_t, int64_t panel, int64_t last, Upcoming) {
-            const Factor &own = job.*factor_;
+            const Factor &own = (job.*side_).factor;
             if (is_first) worker.expect(own.begin(panel), (last - panel) * own.panel_bytes());
             is_first = false;
         });
@@ -61,8 +68,9 @@ class Panels {
     void run(Worker &worker, const uint32_t *a, int64_t pairs, Keep keep) const {
         worker.runs(units(), [&](int64_t begin, int64_t end) {
             cover(begin, end, [&](const Job &job, int64_t chunk, int64_t panel, int64_t last, Upcoming upcoming) {
-                multiply(job.*factor_, a + job.first * pairs, job.tiles, job.chunks.begin(chunk),
-                         job.chunks.begin(chunk + 1), panel, last, worker.own(),
+                const Side &side = job.*side_;
+                multiply(side.factor, a + job.first * pairs, job.tiles, side.chunks.begin(chunk),
+                         side.chunks.begin(chunk + 1), panel, last, worker.own(),
                          [&](int64_t row, int count, int64_t at, const float *sums) { keep(job, row, count, at, sums); },
                          upcoming);
             });
@@ -76,11 +84,8 @@ class Panels {
         int64_t begin, end;
     };
     std::vector<Piece> pieces_;
-    Factor Job::*factor_;
-    int64_t Job::*panels_;
+    Side Job::*side_;
     int64_t units_ = 0;
-
-    int64_t units_of(const Job &job) const { return job.chunks.count * (job.*panels_); }
 
     void add(const Job &job, int64_t begin, int64_t end) {
         if (begin == end) return;
@@ -94,7 +99,7 @@ class Panels {
         int64_t before = 0;
         for (size_t i = 0; i < pieces_.size() && begin < end; i++) {
             const Piece &piece = pieces_[i];
-            const int64_t own = piece.job->*panels_, behind = before + piece.end - piece.begin;
+            const int64_t own = (piece.job->*side_).panels, behind = before + piece.end - piece.begin;
             while (begin < std::min(end, behind)) {
                 const int64_t unit = piece.begin + begin - before, chunk = unit / own, panel = unit % own;
                 const int64_t last = std::min(own, panel + std::min(end, behind) - begin);
@@ -108,7 +113,7 @@ class Panels {
 
     // What to fetch of a piece: with more than a tile of rows it will have the time to do so itself.
     Upcoming fetched(const Piece &piece, int64_t units) const {
-        const Factor &factor = piece.job->*factor_;
+        const Factor &factor = (piece.job->*side_).factor;
         // Weights that stay as they are stored do not lie side by side.
         if (piece.job->tiles.count > 1 || factor.stored) return {};
         const int64_t bytes = factor.panel_bytes(), until = std::min(piece.end, piece.begin + units);
@@ -170,8 +175,8 @@ extern "C" void step3_ffn_forward(Workspace *workspace, int64_t threads, const s
     bool narrows = false;
     std::vector<std::pair<const Job *, int64_t>> tiles;
     for (const Job &job : jobs) {
-        inner_pairs = std::max(inner_pairs, job.down.pairs);
-        narrows = narrows || job.down.narrow;
+        inner_pairs = std::max(inner_pairs, job.down.factor.pairs);
+        narrows = narrows || job.down.factor.narrow;
         for (int64_t tile = 0; tile < job.tiles.count; tile++) tiles.emplace_back(&job, tile);
     }
     uint32_t *packed = workspace->buffers[2].get<uint32_t>(rows * pairs);
@@ -179,8 +184,8 @@ extern "C" void step3_ffn_forward(Workspace *workspace, int64_t threads, const s
     float *outer = workspace->buffers[4].get<float>(rows * hidden);
     const bool is_large = rows * hidden * 4 > BEYOND_CACHES;
 
-    const Panels inner_product(jobs, always, &Job::gate_up, &Job::inner_panels);
-    const Panels outer_product(jobs, always, &Job::down, &Job::outer_panels);
+    const Panels inner_product(jobs, always, &Job::gate_up);
+    const Panels outer_product(jobs, always, &Job::down);
 
     run(*workspace, threads, [&](Worker &worker) {
         inner_product.expect(worker);
@@ -191,13 +196,13 @@ extern "C" void step3_ffn_forward(Workspace *workspace, int64_t threads, const s
             const uint16_t *own[TILE];
             for (int r = 0; r < count; r++) own[r] = x + token_of[row + r] * hidden;
             pack_tile(own, count, hidden, pairs, packed + row * pairs);
-            if (job->gate_up.narrow) narrow_tile(packed + row * pairs, count, pairs, worker.own());
-            pad_tile(inner + job->first * inner_pairs + job->tiles.start(tile) * job->down.pairs, count,
-                     job->inner_panels * (STRIP / 2), job->down.pairs);
+            if (job->gate_up.factor.narrow) narrow_tile(packed + row * pairs, count, pairs, worker.own());
+            pad_tile(inner + job->first * inner_pairs + job->tiles.start(tile) * job->down.factor.pairs, count,
+                     job->gate_up.panels * (STRIP / 2), job->down.factor.pairs);
         });
         outer_product.expect(worker);
         inner_product.run(worker, packed, pairs, [&](const Job &job, int64_t row, int count, int64_t panel, const float *sums) {
-            uint32_t *tile = inner + job.first * inner_pairs + row * job.down.pairs;
+            uint32_t *tile = inner + job.first * inner_pairs + row * job.down.factor.pairs;
             for (int r = 0; r < count; r++) {
                 const float *gate = sums + r * PANEL, *up = gate + STRIP;
                 alignas(64) uint16_t mixed[STRIP];
@@ -210,8 +215,8 @@ extern "C" void step3_ffn_forward(Workspace *workspace, int64_t threads, const s
         if (narrows)
             worker.each((int64_t)tiles.size(), [&](int64_t i) {
                 const auto &[job, tile] = tiles[(size_t)i];
-                uint32_t *at = inner + job->first * inner_pairs + job->tiles.start(tile) * job->down.pairs;
-                if (job->down.narrow) narrow_tile(at, job->tiles.size(tile), job->down.pairs, worker.own());
+                uint32_t *at = inner + job->first * inner_pairs + job->tiles.start(tile) * job->down.factor.pairs;
+                if (job->down.factor.narrow) narrow_tile(at, job->tiles.size(tile), job->down.factor.pairs, worker.own());
             });
         outer_product.run(worker, inner, inner_pairs, [&](const Job &job, int64_t row, int count, int64_t panel, const float *sums) {
             const int64_t column = panel * PANEL;

@@ -1,7 +1,7 @@
 // What the machine can do at most, measured: the lines that the benchmark's figures are held against.
 #include <algorithm>
 #include <chrono>
-#include "factor.h"
+#include "multiply.h"
 
 using namespace step3;
 

@@ -2,7 +2,7 @@
 #pragma once
 #include <algorithm>
 #include "numbers.h"
-#include "factor.h"
+#include "multiply.h"
 
 namespace step3 {
 
@@ -93,12 +93,12 @@ static inline void keep_columns(float *to, const float *sums, int size, bool is_
     }
 }
 
-// Rows ranges of a product with many rows: `chunk` goes over them panel by panel, so that the panel stays in
-// the cache for some tiles, and the rows of these tiles for all panels.
+// Ranges of the rows of a product: those that stay in the second-level cache while panels pass.
 struct Chunks {
     int64_t count, tiles;
-    explicit Chunks(const Tiles &all) : tiles(all.count) {
-        count = (all.rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+    Chunks(const Tiles &all, int64_t pairs) : tiles(all.count) {
+        const int64_t at_once = std::clamp(CHUNK_BYTES / (pairs * 4), MIN_CHUNK_ROWS, MAX_CHUNK_ROWS);
+        count = (all.rows + at_once - 1) / at_once;
     }
     int64_t begin(int64_t chunk) const { return tiles * chunk / count; }
 };
@@ -123,7 +123,7 @@ template <class Keep>
 static inline void multiply_all(Worker &worker, const step3_matrix &m, uint32_t *a, int64_t rows, Keep keep) {
     Tiles tiles(rows);
     narrow_tiles(worker, m, a, tiles);
-    Chunks chunks(tiles);
+    Chunks chunks(tiles, m.pairs);
     Factor factor(m, rows);
     worker.runs(chunks.count * m.num_panels, [&](int64_t begin, int64_t end) {
         while (begin < end) {

@@ -1,0 +1,106 @@
+// The product with tile registers where many rows meet a panel: some columns of it at a time, which stay in the
+// first-level cache while all tiles pass. The tiles' sums lie in the second-level cache meanwhile.
+//
+// A register is loaded for each product, which takes as many cycles as the product itself if half of the lines come
+// from the first-level cache and half from the second, and half as many again if all come from the second.
+#pragma once
+#include "amx_product.h"
+#include "factor.h"
+
+namespace step3 {
+
+constexpr int64_t BLOCKS_AT_ONCE = 2;  // of 128 columns, 8 KiB of a panel of bf16 each
+constexpr int64_t PAIRS_AT_ONCE = BLOCKS_AT_ONCE * BLOCK_PAIRS;
+
+// Lines to be fetched, evenly while `steps` instructions' operands are loaded.
+class Stream {
+   public:
+    Stream(const char *at, int64_t bytes, int64_t steps)
+        : at_(at), end_(at + bytes), lines_((bytes / 64 + steps - 1) / std::max<int64_t>(1, steps)) {}
+    __attribute__((always_inline)) void fetch() {
+        for (int64_t i = 0; i < lines_ && at_ < end_; i++, at_ += 64) _mm_prefetch(at_, _MM_HINT_T1);
+    }
+
+   private:
+    const char *at_, *end_;
+    int64_t lines_;
+};
+
+// Some columns of a panel, and the sums of a tile's rows, [32][32].
+struct Columns {
+    const char *laid;     // as they are multiplied
+    const float *scales;  // [blocks][2] or null
+    int64_t pairs;
+    bool is_first;
+};
+
+template <bool MANY>
+static inline void add_columns(Bf16, const uint32_t *a, int rows, const Columns &c, Stream &stream, float *sums) {
+    const char *at = (const char *)a;
+    if (c.is_first)
+        clear_sums<MANY>();
+    else
+        load_sums<MANY>(sums, PANEL);
+    for (int64_t pair = 0; pair < c.pairs; pair += STEP, at += rows * REGISTER_LINE) {
+        stream.fetch();
+        multiply_step<MANY>(at, c.laid + pair * 128);
+    }
+    store_sums<MANY>(sums, PANEL);
+}
+
+template <bool MANY>
+static inline void add_columns(Fp8, const uint32_t *a, int rows, const Columns &c, Stream &stream, float *sums) {
+    alignas(64) float block[TILE * PANEL];
+    const char *at = (const char *)a;
+    for (int64_t begin = 0; begin < c.pairs; begin += BLOCK_PAIRS) {
+        clear_sums<MANY>();
+        for (int64_t pair = begin; pair < std::min(c.pairs, begin + BLOCK_PAIRS); pair += STEP, at += rows * REGISTER_LINE) {
+            stream.fetch();
+            multiply_step<MANY>(at, c.laid + pair * 128);
+        }
+        store_sums<MANY>(block, PANEL);
+        add_scaled(block, rows, c.scales + begin / BLOCK_PAIRS * 2, c.is_first && begin == 0, sums);
+    }
+}
+
+// As `multiply`, of a panel that holds `Kind`.
+template <class Kind, class Keep>
+static inline void multiply_blocks(const Factor &m, const uint32_t *a, const Tiles &tiles, int64_t first, int64_t last,
+                                   int64_t begin, int64_t end, Buffer &scratch, Keep keep, Upcoming upcoming) {
+    const int64_t count = last - first, pair_bytes = m.scales ? 64 : 128, steps = PAIRS_AT_ONCE / STEP * count;
+    const int64_t sums_bytes = count * TILE * PANEL * 4, block_bytes = PAIRS_AT_ONCE * 128;
+    char *own = scratch.get<char>(sums_bytes + block_bytes + m.room());
+    float *sums = (float *)own;
+    char *block = own + sums_bytes, *room = block + block_bytes;
+    for (int64_t panel = begin; panel < end; panel++) {
+        const Weights weights = m.open(panel, panel == begin, room);
+        for (int64_t pair = 0; pair < m.pairs; pair += PAIRS_AT_ONCE) {
+            const int64_t pairs = std::min(PAIRS_AT_ONCE, m.pairs - pair), at = pair * pair_bytes, half = m.panel_bytes() / 2;
+            Columns columns{weights.panel + at, weights.scales ? weights.scales + pair / BLOCK_PAIRS * 2 : nullptr, pairs, pair == 0};
+            if (m.scales) {
+                expand_fp8(columns.laid, block, pairs);
+                columns.laid = block;
+            }
+            // Meanwhile comes what follows, in this panel or the next; behind the last one what else this thread reads.
+            const char *next = m.stored ? weights.next[at >= half] + (at >= half ? at - half : at) : weights.panel + at + pairs * pair_bytes;
+            int64_t bytes = pairs * pair_bytes;
+            if (panel + 1 == end && pair + pairs >= m.pairs) {
+                next = upcoming.at;
+                bytes = upcoming.end - upcoming.at;
+            }
+            Stream stream(next, bytes, steps);
+            for (int64_t tile = first; tile < last; tile++) {
+                const int rows = tiles.size(tile);
+                const uint32_t *from = a + tiles.start(tile) * m.pairs + pair * rows;
+                float *own_sums = sums + (tile - first) * TILE * PANEL;
+                if (rows > REGISTER_ROWS)
+                    add_columns<true>(Kind(), from, rows, columns, stream, own_sums);
+                else
+                    add_columns<false>(Kind(), from, rows, columns, stream, own_sums);
+            }
+        }
+        for (int64_t tile = first; tile < last; tile++)
+            keep(tiles.start(tile), tiles.size(tile), panel, sums + (tile - first) * TILE * PANEL);
+    }
+}
+}  // namespace step3
