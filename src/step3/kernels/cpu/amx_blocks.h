@@ -11,18 +11,38 @@ namespace step3 {
 
 constexpr int64_t BLOCKS_AT_ONCE = 2;  // of 128 columns, 8 KiB of a panel of bf16 each
 constexpr int64_t PAIRS_AT_ONCE = BLOCKS_AT_ONCE * BLOCK_PAIRS;
+constexpr int64_t FETCHED_BEYOND = 384 << 10;  // bytes of what a thread reads next, in the second-level cache
 
-// Lines to be fetched, evenly while `steps` instructions' operands are loaded.
+struct Range {
+    const char *at = nullptr;
+    int64_t bytes = 0;
+    // Part `i` of `count`, in whole lines.
+    Range part(int64_t i, int64_t count) const {
+        const int64_t lines = bytes / 64, begin = lines * i / count, end = lines * (i + 1) / count;
+        return {at + begin * 64, (end - begin) * 64};
+    }
+};
+
+// Fetches two ranges evenly while the operands of `steps` instructions are loaded.
 class Stream {
    public:
-    Stream(const char *at, int64_t bytes, int64_t steps)
-        : at_(at), end_(at + bytes), lines_((bytes / 64 + steps - 1) / std::max<int64_t>(1, steps)) {}
+    Stream(Range first, Range second, int64_t steps)
+        : now_(first), then_(second), lines_(((first.bytes + second.bytes) / 64 + steps - 1) / steps) {}
     __attribute__((always_inline)) void fetch() {
-        for (int64_t i = 0; i < lines_ && at_ < end_; i++, at_ += 64) _mm_prefetch(at_, _MM_HINT_T1);
+        for (int64_t i = 0; i < lines_; i++) {
+            if (now_.bytes <= 0) {
+                if (then_.bytes <= 0) return;
+                now_ = then_;
+                then_.bytes = 0;
+            }
+            _mm_prefetch(now_.at, _MM_HINT_T1);
+            now_.at += 64;
+            now_.bytes -= 64;
+        }
     }
 
    private:
-    const char *at_, *end_;
+    Range now_, then_;
     int64_t lines_;
 };
 
@@ -72,6 +92,8 @@ static inline void multiply_blocks(const Factor &m, const uint32_t *a, const Til
     char *own = scratch.get<char>(sums_bytes + block_bytes + m.room());
     float *sums = (float *)own;
     char *block = own + sums_bytes, *room = block + block_bytes;
+    const Range beyond{upcoming.at, std::min(upcoming.end - upcoming.at, FETCHED_BEYOND)};
+    const int64_t of_panel = (m.pairs + PAIRS_AT_ONCE - 1) / PAIRS_AT_ONCE, blocks = (end - begin) * of_panel;
     for (int64_t panel = begin; panel < end; panel++) {
         const Weights weights = m.open(panel, panel == begin, room);
         for (int64_t pair = 0; pair < m.pairs; pair += PAIRS_AT_ONCE) {
@@ -81,14 +103,11 @@ static inline void multiply_blocks(const Factor &m, const uint32_t *a, const Til
                 expand_fp8(columns.laid, block, pairs);
                 columns.laid = block;
             }
-            // Meanwhile comes what follows, in this panel or the next; behind the last one what else this thread reads.
+            // Meanwhile comes what follows, in this panel or the next; and some of what this thread reads behind the last.
             const char *next = m.stored ? weights.next[at >= half] + (at >= half ? at - half : at) : weights.panel + at + pairs * pair_bytes;
-            int64_t bytes = pairs * pair_bytes;
-            if (panel + 1 == end && pair + pairs >= m.pairs) {
-                next = upcoming.at;
-                bytes = upcoming.end - upcoming.at;
-            }
-            Stream stream(next, bytes, steps);
+            const bool is_last = panel + 1 == end && pair + pairs >= m.pairs;
+            const int64_t nth = (panel - begin) * of_panel + pair / PAIRS_AT_ONCE;
+            Stream stream({next, is_last ? 0 : pairs * pair_bytes}, beyond.part(nth, blocks), steps);
             for (int64_t tile = first; tile < last; tile++) {
                 const int rows = tiles.size(tile);
                 const uint32_t *from = a + tiles.start(tile) * m.pairs + pair * rows;

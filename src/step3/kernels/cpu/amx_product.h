@@ -28,8 +28,8 @@ struct Fetched {
     __attribute__((always_inline)) void fetch() {
         if (!step) return;
         for (int i = 0; i < STEP; i++, at += step) {
-            _mm_prefetch(at, _MM_HINT_T1);
-            if (step > 64) _mm_prefetch(at + 64, _MM_HINT_T1);
+            _mm_prefetch(at, _MM_HINT_T0);
+            if (step > 64) _mm_prefetch(at + 64, _MM_HINT_T0);
         }
     }
 };

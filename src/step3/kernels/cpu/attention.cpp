@@ -17,8 +17,10 @@ void KV::write(const float *key, const float *value, int64_t slot, char *keys, c
         // Strip by strip, so that rounding is a loop of vectors; then each value goes to a line of its own.
         for (int64_t begin = 0; begin < head_dim; begin += STRIP) {
             uint16_t rounded_key[STRIP], rounded_value[STRIP];
-            for (int i = 0; i < STRIP; i++) rounded_key[i] = (uint16_t)bf16_bits(key[begin + i]);
-            for (int i = 0; i < STRIP; i++) rounded_value[i] = (uint16_t)bf16_bits(number(value[begin + i]));
+            float numbers[STRIP];
+            for (int i = 0; i < STRIP; i++) numbers[i] = number(value[begin + i]);
+            round_to_bf16(key + begin, STRIP, rounded_key);
+            round_to_bf16(numbers, STRIP, rounded_value);
             uint32_t *pairs = (uint32_t *)key_page + begin / 2 * PAGE + at;
             for (int i = 0; i < STRIP / 2; i++) memcpy(pairs + i * PAGE, rounded_key + 2 * i, 4);
             uint16_t *channels = (uint16_t *)value_page + begin * PAGE + at / 2 * 32 + at % 2;

@@ -115,7 +115,7 @@ class PackedAttention:
         self.wq = placement.take((wq,), mapped=mapped)
         self.o_proj = placement.take((o_proj,), mapped=mapped)
         self.norms = tuple(norm.float().contiguous() for norm in norms)
-        self.router = None if router is None else router.to(torch.bfloat16).contiguous()
+        self.router = None if router is None else router.float().contiguous()
         self.library: Library = placement.library
         self._struct = Attention(
             *(norm.data_ptr() for norm in self.norms),

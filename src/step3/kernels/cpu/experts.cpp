@@ -205,8 +205,11 @@ extern "C" void step3_ffn_forward(Workspace *workspace, int64_t threads, const s
             uint32_t *tile = inner + job.first * inner_pairs + row * job.down.factor.pairs;
             for (int r = 0; r < count; r++) {
                 const float *gate = sums + r * PANEL, *up = gate + STRIP;
+                // Two loops: with numbers of 16 bits in it the compiler takes vectors of half the width.
+                alignas(64) float wide[STRIP];
                 alignas(64) uint16_t mixed[STRIP];
-                for (int i = 0; i < STRIP; i++) mixed[i] = (uint16_t)bf16_bits(silu(gate[i]) * up[i]);
+                for (int i = 0; i < STRIP; i++) wide[i] = silu(gate[i]) * up[i];
+                round_to_bf16(wide, STRIP, mixed);
                 const Place to(tile, r, count);
                 constexpr int run = RUN == 1 ? 1 : STRIP / 2;
                 for (int i = 0; i < STRIP / 2; i += run) memcpy(to.pair(panel * (STRIP / 2) + i), mixed + 2 * i, run * 4);

@@ -1,7 +1,8 @@
 // The attention side of a decoder layer in one call: norm, projections, rotation, cache, attention, output,
 // norm, router. Each phase's result lies in the form in which the next one reads it.
-#include "attention.h"
 #include <algorithm>
+#include "attention.h"
+#include "float_product.h"
 
 using namespace step3;
 
@@ -53,17 +54,14 @@ struct Layer {
         float *out = wide + token * size;
         const float scale = inverse_rms(row, size, shape.eps);
         for (int64_t i = 0; i < size; i++) out[i] = row[i] * scale * weights.ffn_norm[i];
-        for (int64_t i = 0; i < size; i++) x[token * size + i] = (uint16_t)bf16_bits(out[i]);
+        round_to_bf16(out, size, x + token * size);
     }
 
-    float logit(int64_t token, int64_t expert) const {
-        const int64_t size = shape.hidden;
-        const float *row = wide + token * size;
-        const uint16_t *weight = weights.router + expert * size;
-        float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < size; i++) sum += row[i] * float_of_bf16(weight[i]);
-        return sum;
+    // Logits of some tokens for the experts begin..end.
+    void score(int64_t first, int64_t last, int64_t begin, int64_t end, float *logits) const {
+        const int64_t size = shape.hidden, step = shape.experts;
+        const FloatFactors factors{wide + first * size, weights.router + begin * size, size};
+        multiply_floats(factors, last - first, end - begin, logits + first * step + begin, step);
     }
 
     // The best of softmax(logits), best first and of equals the first. Overwrites the logits.
@@ -162,20 +160,19 @@ extern "C" void step3_attend_layer(Workspace *workspace, int64_t threads, const 
                      });
         worker.each(tokens, [&](int64_t token) { layer.end(token); });
         if (!weights->router) return;
-        if (tokens < 4 * worker.size()) {
-            // Few tokens: the router's rows are shared among the threads.
-            worker.each(shape->experts, [&](int64_t expert) {
-                for (int64_t t = 0; t < tokens; t++) logits[t * shape->experts + expert] = layer.logit(t, expert);
-            });
-            if (worker.id() == 0)
-                for (int64_t t = 0; t < tokens; t++) layer.choose(t, logits + t * shape->experts);
-        } else {
-            worker.each(tokens, [&](int64_t token) {
-                float *own = logits + token * shape->experts;
-                for (int64_t e = 0; e < shape->experts; e++) own[e] = layer.logit(token, e);
-                layer.choose(token, own);
-            });
-        }
+        // Few tokens: the router's rows are shared among the threads.
+        const int64_t experts = shape->experts, rows = tokens < 4 * worker.size() ? tokens : FLOAT_ROWS;
+        const int64_t columns = rows == tokens ? (experts + worker.size() - 1) / worker.size() : experts;
+        const int64_t parts = (experts + columns - 1) / columns;
+        worker.each((tokens + rows - 1) / rows * parts, [&](int64_t task) {
+            const int64_t first = task / parts * rows, last = std::min(tokens, first + rows);
+            const int64_t begin = task % parts * columns, end = std::min(experts, begin + columns);
+            layer.score(first, last, begin, end, logits);
+            if (parts == 1)
+                for (int64_t t = first; t < last; t++) layer.choose(t, logits + t * experts);
+        });
+        if (parts > 1 && worker.id() == 0)
+            for (int64_t t = 0; t < tokens; t++) layer.choose(t, logits + t * experts);
     });
 }
 
@@ -186,6 +183,7 @@ extern "C" void step3_final_norm(const float *hidden, const uint16_t *answer, co
     for (int64_t token = 0; token < tokens; token++) {
         for (int64_t i = 0; i < size; i++) row[i] = hidden[token * size + i] + float_of_bf16(answer[token * size + i]);
         const float scale = inverse_rms(row, size, eps);
-        for (int64_t i = 0; i < size; i++) out[token * size + i] = (uint16_t)bf16_bits(row[i] * scale * norm[i]);
+        for (int64_t i = 0; i < size; i++) row[i] = row[i] * scale * norm[i];
+        round_to_bf16(row, size, out + token * size);
     }
 }

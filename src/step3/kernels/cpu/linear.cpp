@@ -37,13 +37,13 @@ extern "C" void step3_dense(Workspace *workspace, int64_t threads, const step3_m
                             int64_t quick_gelu, const uint16_t *x, int64_t rows, int64_t columns, uint16_t *out) {
     multiply_rows(*workspace, threads, *m, x, rows, columns, [&](int64_t row, int64_t column, int size, const float *sums) {
         // Whole panels, also of padding: a loop of known length.
-        float y[PANEL] = {};
+        alignas(64) float y[PANEL] = {};
         if (bias) memcpy(y, bias + column, (size_t)size * 4);
         for (int i = 0; i < PANEL; i++) y[i] += sums[i];
         if (quick_gelu)
             for (int i = 0; i < PANEL; i++) y[i] = y[i] / (1.f + fast_exp(-1.702f * y[i]));
         alignas(64) uint16_t rounded[PANEL];
-        for (int i = 0; i < PANEL; i++) rounded[i] = (uint16_t)bf16_bits(y[i]);
+        round_to_bf16(y, PANEL, rounded);
         memcpy(out + row * m->rows + column, rounded, (size_t)size * 2);
     });
 }

@@ -7,7 +7,7 @@
 
 namespace step3 {
 
-constexpr int64_t AHEAD = 4096;  // bytes to prefetch ahead of a stream
+constexpr int64_t AHEAD = HAS_AMX ? 6144 : 4096;  // bytes to prefetch ahead of a stream
 
 // The rows of some tiles times a panel that stays as it is stored, each tile by itself.
 template <class Keep>

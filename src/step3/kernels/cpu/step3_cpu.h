@@ -37,10 +37,9 @@ struct step3_matrix {
     int64_t int8;                // whether many rows may be quantised to be multiplied with block-fp8 (int8.h)
 };
 
-// What of a layer the attention side holds. Norms are float32; router is bf16 [experts, hidden] or null.
+// What of a layer the attention side holds. Norms and router are float32, router [experts, hidden] or null.
 struct step3_attention {
-    const float *input_norm, *inter_norm, *ffn_norm;
-    const uint16_t *router;
+    const float *input_norm, *inter_norm, *ffn_norm, *router;
     step3_matrix qkv, wq, o_proj;
 };
 

@@ -78,7 +78,7 @@ float soften(const Heads &heads, const float *scores, int64_t step, const Place 
 #pragma omp simd reduction(+ : sum)
         for (int i = 0; i < PANEL; i++) sum += y[i];
         total += sum;
-        for (int i = 0; i < PANEL; i++) rounded[i] = (uint16_t)bf16_bits(y[i]);
+        round_to_bf16(y, PANEL, rounded);
         for (int i = 0; i < PANEL / 2; i += RUN) memcpy(to.pair(panel * (PANEL / 2) + i), rounded + 2 * i, RUN * 4);
     }
     return total;
