@@ -87,10 +87,14 @@ static inline int columns_left(int64_t columns, int64_t column) {
 
 // Copies what a panel gives of a row. A matrix that is larger than the caches is written past them, as nobody
 // reads it before it is whole; the barrier behind the product, a locked instruction, makes all wait for it.
-constexpr int64_t BEYOND_CACHES = 16 << 20;  // bytes
+constexpr int64_t BEYOND_CACHES = (HAS_AMX ? 2 : 16) << 20;  // bytes
 static inline void keep_columns(float *to, const float *sums, int size, bool is_large) {
-    if (!is_large || size < PANEL || (uintptr_t)to % 64) {
+    if (size < PANEL || (uintptr_t)to % 64) {
         memcpy(to, sums, (size_t)size * 4);
+        return;
+    }
+    if (!is_large) {
+        memcpy(to, sums, PANEL * 4);
         return;
     }
     for (size_t at = 0; at < PANEL * 4; at += sizeof(Lanes)) {
