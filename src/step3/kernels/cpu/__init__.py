@@ -5,6 +5,6 @@ The sources beside this file are compiled when the package is built, once for ea
 everything is made of) and step3_cpu.h (the interface).
 """
 
-from step3.kernels.cpu.library import INT8_LEVEL, LEVELS, Library, open_library, why_not, why_not_int8
+from step3.kernels.cpu.library import INT8_LEVELS, LEVELS, Library, open_library, why_not, why_not_int8
 
-__all__ = ["INT8_LEVEL", "LEVELS", "Library", "open_library", "why_not", "why_not_int8"]
+__all__ = ["INT8_LEVELS", "LEVELS", "Library", "open_library", "why_not", "why_not_int8"]

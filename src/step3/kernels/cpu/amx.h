@@ -75,6 +75,11 @@ template <int SUMS, int A, int B>
 static inline __attribute__((always_inline)) void multiply_registers() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(SUMS), "i"(A), "i"(B));
 }
+// The same of signed bytes, four to a sum.
+template <int SUMS, int A, int B>
+static inline __attribute__((always_inline)) void multiply_bytes() {
+    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(SUMS), "i"(A), "i"(B));
+}
 #else
 constexpr bool HAS_AMX = false;
 static inline bool request_matrix_unit() { return true; }

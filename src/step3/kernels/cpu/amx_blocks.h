@@ -4,7 +4,7 @@
 // A register is loaded for each product, which takes as many cycles as the product itself if half of the lines come
 // from the first-level cache and half from the second, and half as many again if all come from the second.
 #pragma once
-#include "amx_product.h"
+#include <type_traits>
 #include "factor.h"
 
 namespace step3 {
@@ -51,6 +51,7 @@ struct Columns {
     const char *laid;     // as they are multiplied
     const float *scales;  // [blocks][2] or null
     int64_t pairs;
+    const float *row_scales;  // [blocks][rows], of integers
     bool is_first;
 };
 
@@ -83,10 +84,27 @@ static inline void add_columns(Fp8, const uint32_t *a, int rows, const Columns &
     }
 }
 
+template <bool MANY>
+static inline void add_columns(Int8, const uint32_t *a, int rows, const Columns &c, Stream &stream, float *sums) {
+    alignas(64) int32_t block[TILE * PANEL];
+    const char *at = (const char *)a;
+    for (int64_t begin = 0, nth = 0; begin < c.pairs; begin += BLOCK_PAIRS, nth++) {
+        clear_sums<MANY>();
+        for (int64_t pair = begin; pair < std::min(c.pairs, begin + BLOCK_PAIRS); pair += INT8_STEP, at += rows * REGISTER_LINE) {
+            stream.fetch();
+            stream.fetch();
+            multiply_step<MANY, true>(at, c.laid + pair * 64);
+        }
+        store_sums<MANY>(block, PANEL);
+        add_scaled(block, c.row_scales + nth * rows, rows, c.scales + nth * 2, c.is_first && begin == 0, sums);
+    }
+}
+
 // As `multiply`, of a panel that holds `Kind`.
 template <class Kind, class Keep>
 static inline void multiply_blocks(const Factor &m, const uint32_t *a, const Tiles &tiles, int64_t first, int64_t last,
                                    int64_t begin, int64_t end, Buffer &scratch, Keep keep, Upcoming upcoming) {
+    constexpr bool is_int8 = std::is_same_v<Kind, Int8>;
     const int64_t count = last - first, pair_bytes = m.scales ? 64 : 128, steps = PAIRS_AT_ONCE / STEP * count;
     const int64_t sums_bytes = count * TILE * PANEL * 4, block_bytes = PAIRS_AT_ONCE * 128;
     char *own = scratch.get<char>(sums_bytes + block_bytes + m.room());
@@ -98,11 +116,13 @@ static inline void multiply_blocks(const Factor &m, const uint32_t *a, const Til
         const Weights weights = m.open(panel, panel == begin, room);
         for (int64_t pair = 0; pair < m.pairs; pair += PAIRS_AT_ONCE) {
             const int64_t pairs = std::min(PAIRS_AT_ONCE, m.pairs - pair), at = pair * pair_bytes, half = m.panel_bytes() / 2;
-            Columns columns{weights.panel + at, weights.scales ? weights.scales + pair / BLOCK_PAIRS * 2 : nullptr, pairs, pair == 0};
-            if (m.scales) {
+            const int64_t nth_block = pair / BLOCK_PAIRS;
+            Columns columns{weights.panel + at, weights.scales ? weights.scales + nth_block * 2 : nullptr, pairs, nullptr, pair == 0};
+            if (is_int8)
+                narrow_pairs(columns.laid, pairs, block);
+            else if (m.scales)
                 expand_fp8(columns.laid, block, pairs);
-                columns.laid = block;
-            }
+            if (m.scales) columns.laid = block;
             // Meanwhile comes what follows, in this panel or the next; and some of what this thread reads behind the last.
             const char *next = m.stored ? weights.next[at >= half] + (at >= half ? at - half : at) : weights.panel + at + pairs * pair_bytes;
             const bool is_last = panel + 1 == end && pair + pairs >= m.pairs;
@@ -110,7 +130,8 @@ static inline void multiply_blocks(const Factor &m, const uint32_t *a, const Til
             Stream stream({next, is_last ? 0 : pairs * pair_bytes}, beyond.part(nth, blocks), steps);
             for (int64_t tile = first; tile < last; tile++) {
                 const int rows = tiles.size(tile);
-                const uint32_t *from = a + tiles.start(tile) * m.pairs + pair * rows;
+                const uint32_t *own_rows = a + tiles.start(tile) * m.pairs, *from = own_rows + (is_int8 ? pair / 2 : pair) * rows;
+                if (is_int8) columns.row_scales = row_scales(own_rows, rows, m.pairs) + nth_block * rows;
                 float *own_sums = sums + (tile - first) * TILE * PANEL;
                 if (rows > REGISTER_ROWS)
                     add_columns<true>(Kind(), from, rows, columns, stream, own_sums);

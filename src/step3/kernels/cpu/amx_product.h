@@ -19,7 +19,7 @@ struct Bf16 {
 struct Fp8 {
     static constexpr bool EXPANDS = true;
 };
-struct Int8 {};
+struct Int8 {};  // fp8 that becomes integers
 
 // Lines to fetch while registers are multiplied, `step` bytes for each pair.
 struct Fetched {
@@ -43,7 +43,8 @@ static inline __attribute__((always_inline)) void clear_sums() {
 
 // Sums of 16 rows, or of 32 where there are MANY.
 template <bool MANY>
-static inline __attribute__((always_inline)) void store_sums(float *out, int64_t step) {
+static inline __attribute__((always_inline)) void store_sums(void *to, int64_t step) {
+    float *out = (float *)to;
     store_register<0>(out, step * 4);
     store_register<1>(out + STRIP, step * 4);
     if (!MANY) return;
@@ -60,18 +61,18 @@ static inline __attribute__((always_inline)) void load_sums(const float *out, in
     load_register<3>(out + REGISTER_ROWS * step + STRIP, step * 4);
 }
 
-// sums += the rows at `a` times 16 pairs of a panel.
-template <bool MANY>
+// sums += the rows at `a` times 16 pairs, or quads of BYTES, of a panel.
+template <bool MANY, bool BYTES = false>
 static inline __attribute__((always_inline)) void multiply_step(const char *a, const char *panel) {
     load_register<6>(panel, 128);
     load_register<4>(a, REGISTER_LINE);
-    multiply_registers<0, 4, 6>();
+    BYTES ? multiply_bytes<0, 4, 6>() : multiply_registers<0, 4, 6>();
     load_register<7>(panel + 64, 128);
-    multiply_registers<1, 4, 7>();
+    BYTES ? multiply_bytes<1, 4, 7>() : multiply_registers<1, 4, 7>();
     if (!MANY) return;
     load_register<5>(a + REGISTER_ROWS * REGISTER_LINE, REGISTER_LINE);
-    multiply_registers<2, 5, 6>();
-    multiply_registers<3, 5, 7>();
+    BYTES ? multiply_bytes<2, 5, 6>() : multiply_registers<2, 5, 6>();
+    BYTES ? multiply_bytes<3, 5, 7>() : multiply_registers<3, 5, 7>();
 }
 
 // A block's sums, scaled, to the totals in `out`.

@@ -1,11 +1,10 @@
 // The weights of a product, packed or as they are stored.
 #pragma once
-#include "int8.h"
 #include "panels.h"
-#include "team.h"
 #if defined(__AMX_BF16__)
-#include "amx_product.h"
+#include "int8_registers.h"
 #else
+#include "int8_vectors.h"
 #include "vector_product.h"
 #endif
 
@@ -71,6 +70,14 @@ struct Factor {
         multiply_stored(p, rows, strips, scales, {is_first ? IN_ROW : 0, is_last ? 0 : to_next_panel(strips)});
     }
 };
+
+// A tile times a panel of fp8, where processors expand it as they multiply, or of bf16.
+static inline void multiply_tile_of(const Product &p, int rows, bool is_fp8) {
+#if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
+    if (is_fp8) return multiply_tile<Fp8>(p, rows);
+#endif
+    multiply_tile<Bf16>(p, rows);
+}
 
 // What a thread reads next, to be fetched while it has to compute for longer than it has to read.
 struct Upcoming {

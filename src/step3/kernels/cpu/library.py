@@ -24,8 +24,8 @@ LEVELS: dict[str, frozenset[str]] = {
 }
 """What each level asks of the processor, by the names of /proc/cpuinfo; best first."""
 
-INT8_LEVEL = "avx512_bf16"
-"""The level that has products of 8-bit integers."""
+INT8_LEVELS = ("amx", "avx512_bf16")
+"""The levels that have products of 8-bit integers."""
 
 
 class Source(ctypes.Structure):
@@ -236,9 +236,10 @@ def why_not_int8(library: Library | None, is_quantised: bool) -> str | None:
         return "the checkpoint is not in block-fp8: `step3 quantize` makes one that is"
     if library is None:
         return why_not()
-    if library.level == INT8_LEVEL:
+    if library.level in INT8_LEVELS:
         return None
-    return f"it needs a processor for {INT8_LEVEL} (AVX-512 with bf16 and VNNI), and this is {library.level}"
+    needed = f"{INT8_LEVELS[-1]} (AVX-512 with bf16 and VNNI)"
+    return f"it needs a processor for {needed}, and this is {library.level}"
 
 
 def _file(level: str) -> Path | None:

@@ -1,0 +1,56 @@
+// The product with vectors where many rows meet a panel: it is laid out once, and stays in the second-level cache while
+// all tiles pass.
+#pragma once
+#include "factor.h"
+
+namespace step3 {
+
+// As `multiply`.
+template <class Keep>
+static inline void multiply_panels(const Factor &m, const uint32_t *a, const Tiles &tiles, int64_t first, int64_t last,
+                                   int64_t begin, int64_t end, Buffer &scratch, Keep keep, Upcoming upcoming) {
+    alignas(64) float out[TILE * PANEL];
+    const int64_t bytes = m.panel_bytes(), count = last - first;
+    const bool expands = m.scales && !m.narrow && (!EXPANDS_FP8 || count > 2), is_fp8 = m.scales && !expands;
+    const int64_t laid_out = m.narrow ? narrow_panel_bytes(m.pairs, m.blocks()) : expands ? m.pairs * 128 : 0;
+    char *wide = scratch.get<char>(laid_out + m.room());
+    char *room = wide + laid_out;
+    for (int64_t panel = begin; panel < end; panel++) {
+        const Weights weights = m.open(panel, panel == begin, room);
+        Product p{nullptr, 0, weights.panel, m.pairs, weights.scales, nullptr, 0, out};
+        if (expands) {
+            expand_fp8(weights.panel, wide, m.pairs);
+            p.panel = wide;
+        } else if (m.narrow) {
+            narrow_panel(weights.panel, m.pairs, wide);
+            p.panel = wide;
+        }
+        for (int64_t tile = first; tile < last; tile++) {
+            const int64_t row = tiles.start(tile), nth = tile - first;
+            const int rows = tiles.size(tile);
+            p.row_step = rows;
+            p.a = a + row * m.pairs;
+            // The first tiles fetch the next panel, the others what comes behind all panels.
+            if (m.stored && count > 1 && nth < 2) {
+                p.ahead = weights.next[nth];
+                p.ahead_step = bytes / m.pairs / 2;
+            } else if (!m.stored && nth * m.pairs * 64 < bytes) {
+                p.ahead = weights.panel + bytes + nth * m.pairs * 64;
+                p.ahead_step = 64;
+            } else if (upcoming.at < upcoming.end) {
+                p.ahead = upcoming.at;
+                p.ahead_step = is_fp8 ? 64 : 128;
+                upcoming.at += m.pairs * p.ahead_step;
+            } else {
+                p.ahead = p.panel;
+                p.ahead_step = 0;
+            }
+            if (m.narrow)
+                multiply_narrow_tile(p, rows);
+            else
+                multiply_tile_of(p, rows, is_fp8);
+            keep(row, rows, panel, out);
+        }
+    }
+}
+}  // namespace step3
