@@ -8,6 +8,7 @@ on: step3 then computes with torch alone, and its processes talk over sockets al
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +39,19 @@ LOST = {
 class BuildLibraries(build_ext):
     """Says what is lost where a library cannot be compiled, and goes on."""
 
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        # One library for each core at a time.
+        self.parallel = self.parallel or True
+
     def build_extension(self, ext: Any) -> None:
-        shared = self.build_temp
         # The levels have the same sources, whose objects must not take each other's place.
-        self.build_temp = str(Path(shared) / ext.name)
+        own = copy(self)
+        own.build_temp = str(Path(self.build_temp) / ext.name)
         try:
-            super().build_extension(ext)
+            super(BuildLibraries, own).build_extension(ext)
         except Exception as error:
             self.warn(f"{ext.name} was not compiled ({error}): {LOST[ext.name.split('.')[1]]}.")
-        finally:
-            self.build_temp = shared
 
 
 setup(

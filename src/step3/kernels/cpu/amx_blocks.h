@@ -55,8 +55,42 @@ struct Columns {
     bool is_first;
 };
 
+// Sums of a block that wait to be scaled and added to a tile's: their registers have only just been stored.
+template <class Sum>
+class Pending {
+   public:
+    Sum *room() { return sums_[turn_]; }
+    // What is in the room now belongs to `rows` rows of a tile, whose sums so far are in `out`.
+    void put(const float *of_rows, int rows, const float *scales, bool is_first, float *out) {
+        add();
+        added_ = {of_rows, rows, scales, is_first, out};
+        turn_ = 1 - turn_;
+    }
+    void add() {
+        const Sum *sums = sums_[1 - turn_];
+        if (!added_.out) return;
+        if constexpr (std::is_same_v<Sum, float>)
+            add_scaled(sums, added_.rows, added_.scales, added_.is_first, added_.out);
+        else
+            add_scaled(sums, added_.of_rows, added_.rows, added_.scales, added_.is_first, added_.out);
+        added_.out = nullptr;
+    }
+
+   private:
+    struct Added {
+        const float *of_rows;
+        int rows;
+        const float *scales;
+        bool is_first;
+        float *out;
+    };
+    alignas(64) Sum sums_[2][TILE * PANEL];
+    int turn_ = 0;
+    Added added_{};
+};
+
 template <bool MANY>
-static inline void add_columns(Bf16, const uint32_t *a, int rows, const Columns &c, Stream &stream, float *sums) {
+static inline void add_columns(Bf16, const uint32_t *a, int rows, const Columns &c, Stream &stream, Pending<float> &, float *sums) {
     const char *at = (const char *)a;
     if (c.is_first)
         clear_sums<MANY>();
@@ -69,34 +103,19 @@ static inline void add_columns(Bf16, const uint32_t *a, int rows, const Columns 
     store_sums<MANY>(sums, PANEL);
 }
 
-template <bool MANY>
-static inline void add_columns(Fp8, const uint32_t *a, int rows, const Columns &c, Stream &stream, float *sums) {
-    alignas(64) float block[TILE * PANEL];
-    const char *at = (const char *)a;
-    for (int64_t begin = 0; begin < c.pairs; begin += BLOCK_PAIRS) {
-        clear_sums<MANY>();
-        for (int64_t pair = begin; pair < std::min(c.pairs, begin + BLOCK_PAIRS); pair += STEP, at += rows * REGISTER_LINE) {
-            stream.fetch();
-            multiply_step<MANY>(at, c.laid + pair * 128);
-        }
-        store_sums<MANY>(block, PANEL);
-        add_scaled(block, rows, c.scales + begin / BLOCK_PAIRS * 2, c.is_first && begin == 0, sums);
-    }
-}
-
-template <bool MANY>
-static inline void add_columns(Int8, const uint32_t *a, int rows, const Columns &c, Stream &stream, float *sums) {
-    alignas(64) int32_t block[TILE * PANEL];
+template <bool MANY, class Kind, class Sum>
+static inline void add_columns(Kind, const uint32_t *a, int rows, const Columns &c, Stream &stream, Pending<Sum> &pending, float *sums) {
+    constexpr bool is_int8 = std::is_same_v<Kind, Int8>;
+    constexpr int64_t step = is_int8 ? INT8_STEP : STEP, pair_bytes = is_int8 ? 64 : 128;
     const char *at = (const char *)a;
     for (int64_t begin = 0, nth = 0; begin < c.pairs; begin += BLOCK_PAIRS, nth++) {
         clear_sums<MANY>();
-        for (int64_t pair = begin; pair < std::min(c.pairs, begin + BLOCK_PAIRS); pair += INT8_STEP, at += rows * REGISTER_LINE) {
-            stream.fetch();
-            stream.fetch();
-            multiply_step<MANY, true>(at, c.laid + pair * 64);
+        for (int64_t pair = begin; pair < std::min(c.pairs, begin + BLOCK_PAIRS); pair += step, at += rows * REGISTER_LINE) {
+            for (int64_t i = 0; i < step; i += STEP) stream.fetch();
+            multiply_step<MANY, is_int8>(at, c.laid + pair * pair_bytes);
         }
-        store_sums<MANY>(block, PANEL);
-        add_scaled(block, c.row_scales + nth * rows, rows, c.scales + nth * 2, c.is_first && begin == 0, sums);
+        store_sums<MANY>(pending.room(), PANEL);
+        pending.put(is_int8 ? c.row_scales + nth * rows : nullptr, rows, c.scales + nth * 2, c.is_first && begin == 0, sums);
     }
 }
 
@@ -112,6 +131,7 @@ static inline void multiply_blocks(const Factor &m, const uint32_t *a, const Til
     char *block = own + sums_bytes, *room = block + block_bytes;
     const Range beyond{upcoming.at, std::min(upcoming.end - upcoming.at, FETCHED_BEYOND)};
     const int64_t of_panel = (m.pairs + PAIRS_AT_ONCE - 1) / PAIRS_AT_ONCE, blocks = (end - begin) * of_panel;
+    Pending<std::conditional_t<is_int8, int32_t, float>> pending;
     for (int64_t panel = begin; panel < end; panel++) {
         const Weights weights = m.open(panel, panel == begin, room);
         for (int64_t pair = 0; pair < m.pairs; pair += PAIRS_AT_ONCE) {
@@ -134,11 +154,12 @@ static inline void multiply_blocks(const Factor &m, const uint32_t *a, const Til
                 if (is_int8) columns.row_scales = row_scales(own_rows, rows, m.pairs) + nth_block * rows;
                 float *own_sums = sums + (tile - first) * TILE * PANEL;
                 if (rows > REGISTER_ROWS)
-                    add_columns<true>(Kind(), from, rows, columns, stream, own_sums);
+                    add_columns<true>(Kind(), from, rows, columns, stream, pending, own_sums);
                 else
-                    add_columns<false>(Kind(), from, rows, columns, stream, own_sums);
+                    add_columns<false>(Kind(), from, rows, columns, stream, pending, own_sums);
             }
         }
+        pending.add();
         for (int64_t tile = first; tile < last; tile++)
             keep(tiles.start(tile), tiles.size(tile), panel, sums + (tile - first) * TILE * PANEL);
     }

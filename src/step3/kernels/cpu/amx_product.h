@@ -21,17 +21,20 @@ struct Fp8 {
 };
 struct Int8 {};  // fp8 that becomes integers
 
-// Lines to fetch while registers are multiplied, `step` bytes for each pair.
-struct Fetched {
-    const char *at;
-    int64_t step;
+// Bytes to fetch while registers are multiplied: 64, 128 or none for each pair.
+class Fetched {
+   public:
+    Fetched(const char *at, int64_t pair_bytes) : at_(at), bytes_(pair_bytes * STEP) {}
     __attribute__((always_inline)) void fetch() {
-        if (!step) return;
-        for (int i = 0; i < STEP; i++, at += step) {
-            _mm_prefetch(at, _MM_HINT_T0);
-            if (step > 64) _mm_prefetch(at + 64, _MM_HINT_T0);
-        }
+        for (const char *end = at_ + bytes_; at_ < end; at_ += LINES * 64)
+#pragma GCC unroll 16
+            for (int i = 0; i < LINES; i++) _mm_prefetch(at_ + 64 * i, _MM_HINT_T0);
     }
+
+   private:
+    static constexpr int LINES = 16;
+    const char *at_;
+    int64_t bytes_;
 };
 
 template <bool MANY>
@@ -85,27 +88,35 @@ static inline void add_scaled(const float *sums, int rows, const float *scales, 
         }
 }
 
-// `lay(pair, room)` tells where 16 pairs of the panel from `pair` on lie as bf16, in `room` if need be;
-// `scales_of(block)` gives the scales of both strips where weights are SCALED.
+// A register is not loaded before all stores in front of it have reached the cache. So pairs are laid out one step ahead of
+// those that are multiplied, and a block's sums are scaled one block behind.
+//
+// `lay(pair, room)` tells where 16 pairs of the panel lie as bf16, in `room` if need be; `scales_of(block)` gives the
+// scales of both strips where weights are SCALED.
 template <bool MANY, bool SCALED, class Lay, class ScalesOf>
 static inline __attribute__((always_inline)) void multiply_steps(const Product &p, int rows, Lay lay, ScalesOf scales_of) {
-    alignas(64) float sums[SCALED ? TILE * PANEL : 1];
-    alignas(64) char room[SCALED ? BLOCK_PAIRS * 128 : 1];
+    alignas(64) float sums[2][SCALED ? TILE * PANEL : 1];
+    alignas(64) char room[2][STEP * 128];
     const char *a = (const char *)p.a;
-    const int64_t a_step = rows * REGISTER_LINE, block_pairs = SCALED ? BLOCK_PAIRS : p.pairs;
-    Fetched ahead{p.ahead, p.ahead_step};
-    for (int64_t begin = 0; begin < p.pairs; begin += block_pairs) {
+    const int64_t block_pairs = SCALED ? BLOCK_PAIRS : p.pairs;
+    auto add_block = [&](int64_t block) { add_scaled(sums[block % 2], rows, scales_of(block), block == 0, p.out); };
+    Fetched ahead(p.ahead, p.ahead_step);
+    const char *laid = lay(0, room[0]);
+    int64_t block = 0;
+    for (int64_t begin = 0; begin < p.pairs; begin += block_pairs, block++) {
         const int64_t end = std::min(p.pairs, begin + block_pairs);
         clear_sums<MANY>();
-        for (int64_t pair = begin; pair < end; pair += STEP, a += a_step) {
-            const char *laid = lay(pair, SCALED ? room + (pair - begin) * 128 : room);
+        for (int64_t pair = begin; pair < end; pair += STEP, a += rows * REGISTER_LINE) {
+            const char *now = laid;
+            if (pair + STEP < p.pairs) laid = lay(pair + STEP, room[(pair + STEP) / STEP % 2]);
             ahead.fetch();
-            multiply_step<MANY>(a, laid);
+            multiply_step<MANY>(a, now);
         }
         if (!SCALED) return store_sums<MANY>(p.out, PANEL);
-        store_sums<MANY>(sums, PANEL);
-        add_scaled(sums, rows, scales_of(begin / BLOCK_PAIRS), begin == 0, p.out);
+        store_sums<MANY>(sums[block % 2], PANEL);
+        if (block) add_block(block - 1);
     }
+    if (SCALED) add_block(block - 1);
 }
 
 template <bool SCALED, class Lay, class ScalesOf>
@@ -131,19 +142,18 @@ static inline void multiply_tile(const Product &p, int rows) {
     }
 }
 
-// A tile times two strips of weights that stay as they are stored: they are laid out a few pairs at a time, in
-// the first-level cache, and the sums are those of `multiply_tile`.
+// A tile times two strips of weights that stay as they are stored: they are laid out a few pairs at a time, in the
+// first-level cache, and the sums are those of `multiply_tile`.
 template <bool QUANTISED>
 static inline void multiply_strips(Product p, int rows, const Strip (&strips)[2], const Fetch &fetch) {
     constexpr int64_t LAID = QUANTISED ? 32 : 16;  // pairs
-    alignas(64) char laid[LAID * (QUANTISED ? 64 : 128)];
+    alignas(64) char stored[QUANTISED ? LAID * 64 : 1];
     float scales[2];
     p.ahead_step = 0;
     auto lay = [&](int64_t pair, char *room) {
         if (pair % LAID == 0)
-            fill_pairs<false>(strips, pair / LAID * BLOCK_BYTES, std::min(LAID, p.pairs - pair), QUANTISED, fetch, laid);
-        if constexpr (!QUANTISED) return (const char *)laid;
-        expand_fp8(laid + pair % LAID * 64, room, STEP);
+            fill_pairs<false>(strips, pair / LAID * BLOCK_BYTES, std::min(LAID, p.pairs - pair), QUANTISED, fetch, QUANTISED ? stored : room);
+        if (QUANTISED) expand_fp8(stored + pair % LAID * 64, room, STEP);
         return (const char *)room;
     };
     auto scales_of = [&](int64_t block) {

@@ -1,5 +1,9 @@
-// Rows of weights as they are stored, into panels (factor.h): once when a matrix is packed, or whenever a panel
-// of a matrix that stays in its file is multiplied. It is the same layout, so that both give the same sums.
+// Rows of weights as they are stored, into panels: once when a matrix is packed, or whenever a panel of a matrix that
+// stays in its file is multiplied. It is the same layout, so that both give the same sums.
+//
+// Weights [rows, columns] lie in panels of 32 rows (32 columns of the product). A panel is two strips of 16 and
+// holds, pair of columns after pair of columns, 16 + 16 pairs: two vectors of bf16, or one of fp8. So a panel is
+// read from front to back, whatever is multiplied; 16 pairs of a strip of bf16 are a tile register.
 #pragma once
 #include <algorithm>
 #include "numbers.h"
