@@ -134,7 +134,8 @@ class Lane:
             self._sampling = SamplingBatch([sequence.sampling for sequence in sequences], self._device)
             self._sampled = sequences
         drafts = [sequence.drafts for sequence in sequences]
-        logits = self._decoder.logits(hidden.index_select(0, batch.scored))
+        is_all = len(batch.scored) == len(hidden)
+        logits = self._decoder.logits(hidden if is_all else hidden.index_select(0, batch.scored))
         sampled = sample(logits, self._sampling, drafts if any(drafts) else None)
         now = time.monotonic()
         result = StepResult(sequences, num_tokens=sum(map(len, sampled.token_ids)))

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from step3.checkpoint import Checkpoint, Part
 from step3.checkpoint.layout import Kind
@@ -20,6 +19,7 @@ from step3.engine.network import Network
 from step3.ffn.call import FFNCall
 from step3.kernels.cpu.attention import (
     AttentionShape,
+    Beginning,
     PackedAttention,
     PackedLayers,
     PackedStep,
@@ -30,7 +30,7 @@ from step3.kernels.cpu.decoder import WholeDecoder
 from step3.kernels.cpu.ffn import PackedFFN
 from step3.kernels.cpu.weights import CpuWeight, Placement, Workspace
 from step3.kernels.linear import Weight, stored_weight
-from step3.kernels.rotary import cos_sin, inverse_frequencies
+from step3.kernels.rotary import inverse_frequencies
 
 
 def attention_shape(network: Network, kv_dtype: torch.dtype, block_size: int) -> AttentionShape:
@@ -136,9 +136,10 @@ class PackedDecoder:
         self._library = weights.head.library
         self._layers = PackedLayers(shape, Workspace(self._library))
         self._pages = [store.layer(index) for index in range(len(weights.layers))]
-        self._frequencies, self._attention_factor = inverse_frequencies(
+        angles = inverse_frequencies(
             shape.head_dim, network.rope_theta, network.rope_scaling, torch.device("cpu")
         )
+        self._beginning = Beginning(self._library, weights.embedding, *angles)
         self._whole = None
         if ffns is not None:
             workspace = self._layers.workspace
@@ -146,9 +147,10 @@ class PackedDecoder:
 
     def decode(self, batch: Batch) -> Generator[FFNCall, Tensor, Tensor]:
         """Runs a batch through all layers; as `Decoder.decode`."""
-        hidden = self._embed(batch)
-        angles = cos_sin(batch.positions, self._frequencies, self._attention_factor)
-        step = PackedStep(batch.slots, *angles, batch.paging)
+        hidden, cos, sin = self._beginning.of(batch.tokens, batch.positions)
+        for rows, features in batch.features:
+            hidden.index_copy_(0, rows, features.float())
+        step = PackedStep(batch.slots, cos, sin, batch.paging)
         if self._whole is not None:
             return self._whole.forward(step, hidden)
         answer: Tensor | None = None
@@ -162,10 +164,3 @@ class PackedDecoder:
     def logits(self, hidden: Tensor) -> Tensor:
         """`[rows, hidden]` after the final norm → `[rows, vocabulary]` float32."""
         return packed_linear(hidden, self._weights.head, self._layers.workspace)
-
-    def _embed(self, batch: Batch) -> Tensor:
-        """`[tokens, hidden]` float32."""
-        hidden = F.embedding(batch.tokens, self._weights.embedding).float()
-        for rows, features in batch.features:
-            hidden.index_copy_(0, rows, features.float())
-        return hidden

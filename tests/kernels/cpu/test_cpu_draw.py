@@ -5,7 +5,7 @@ import torch
 
 from step3.engine.sampling import drawing
 from step3.engine.sampling.drawing import Draws
-from step3.kernels.cpu.draw import draw_tokens
+from step3.kernels.cpu.draw import draw_tokens, likeliest
 
 
 def draws(rows, temperature, **options):
@@ -71,3 +71,22 @@ def test_columns_need_not_lie_side_by_side(library):
     assert torch.equal(
         draw_tokens(library, logits, *arguments), draw_tokens(library, logits.contiguous(), *arguments)
     )
+
+
+@pytest.mark.parametrize("vocab", [1, 7, 2048, 5001])
+def test_the_likeliest_is_the_first_of_equals(library, vocab):
+    logits = torch.randint(0, 5, (50, vocab)).float()
+    best, tokens = likeliest(library, logits)
+    assert torch.equal(best, logits.amax(-1))
+    assert tokens.tolist() == logits.numpy().argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_the_likeliest_of_what_is_no_number(library, value):
+    logits = torch.randn(3, 40)
+    logits[1, 17] = value
+    logits[2] = value
+    best, tokens = likeliest(library, logits)
+    expected = logits.numpy().argmax(-1)
+    assert tokens.tolist() == expected.tolist()
+    torch.testing.assert_close(best, logits[range(3), expected], equal_nan=True)

@@ -99,3 +99,20 @@ extern "C" void step3_draw(int64_t threads, const float *logits, int64_t rows, i
         });
     });
 }
+
+extern "C" void step3_likeliest(const float *logits, int64_t rows, int64_t vocab, float *best, int64_t *tokens) {
+    for (int64_t row = 0; row < rows; row++) {
+        const float *own = logits + row * vocab;
+        float most = own[0];
+        int has_nan = 0;
+#pragma omp simd reduction(max : most) reduction(| : has_nan)
+        for (int64_t i = 0; i < vocab; i++) {
+            most = own[i] > most ? own[i] : most;
+            has_nan |= own[i] != own[i];
+        }
+        int64_t at = 0;
+        while (at < vocab && !(has_nan ? own[at] != own[at] : own[at] == most)) at++;
+        best[row] = own[at];
+        tokens[row] = at;
+    }
+}

@@ -48,3 +48,16 @@ def draw_tokens(
         tokens.data_ptr(),
     )
     return tokens
+
+
+def likeliest(library: Library, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest of each row of `[rows, vocab]` float32 and its token, the first of equals.
+
+    Returns:
+        `[rows]` float32, NaN where the row has one, and `[rows]` int64.
+    """
+    rows, vocab = logits.shape
+    logits = logits.contiguous()
+    best, tokens = torch.empty(rows), torch.empty(rows, dtype=torch.int64)
+    library.c.step3_likeliest(logits.data_ptr(), rows, vocab, best.data_ptr(), tokens.data_ptr())
+    return best, tokens

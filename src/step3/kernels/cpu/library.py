@@ -170,6 +170,16 @@ _FUNCTIONS = {
         None,
         (c_int64, c_void_p, c_int64, c_int64, c_int64, *(c_void_p,) * 6),
     ),
+    "step3_likeliest": (None, (c_void_p, c_int64, c_int64, c_void_p, c_void_p)),
+    "step3_begin": (
+        None,
+        (
+            c_int64,
+            *(c_void_p, c_void_p, c_int64),
+            *(c_void_p, c_int64, c_void_p),
+            *(c_void_p, c_int64, c_float, c_void_p, c_void_p),
+        ),
+    ),
     "step3_write_kv": (
         None,
         (POINTER(Shape), c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_void_p),

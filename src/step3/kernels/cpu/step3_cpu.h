@@ -117,6 +117,16 @@ void step3_draw(int64_t threads, const float *logits, int64_t rows, int64_t voca
                 const float *best, const float *temperature, const int64_t *seeds, const int64_t *streams,
                 const int64_t *positions, int64_t *tokens);
 
+// best, tokens [rows] = the largest of each row of logits [rows, vocab] and where it is, the first of equals; of a row
+// that has a NaN it is the best.
+void step3_likeliest(const float *logits, int64_t rows, int64_t vocab, float *best, int64_t *tokens);
+
+// out [count, hidden] = the tokens' rows of embedding (bf16); cos, sin [count, half] of their positions' angles, times
+// factor.
+void step3_begin(int64_t threads, const int64_t *tokens, const int64_t *positions, int64_t count,
+                 const uint16_t *embedding, int64_t hidden, float *out, const float *frequencies, int64_t half,
+                 float factor, float *cos, float *sin);
+
 // All layers one after the other, where attention and FFNs share a process: what `step3_attend_layer`,
 // `step3_ffn_forward` and `step3_final_norm` give by turns, without a caller in between.
 struct step3_layer {
