@@ -132,9 +132,14 @@ class Decoder:
             hidden = hidden + (yield self._ffn_call(index, layer, normed))
         return rms_norm(hidden, self._weights.norm, eps)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """`[rows, hidden]` after the final norm → `[rows, vocabulary]` float32."""
-        return linear(hidden, self._weights.head).float()
+    def logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Of hidden states `[tokens, hidden]` after the final norm, all of them or those of `rows` (int64).
+
+        Returns:
+            `[rows, vocabulary]` float32.
+        """
+        chosen = hidden if rows is None else hidden.index_select(0, rows)
+        return linear(chosen, self._weights.head).float()
 
     def _embed(self, batch: Batch) -> Tensor:
         hidden = F.embedding(batch.tokens, self._weights.embedding)

@@ -135,7 +135,7 @@ class Lane:
             self._sampled = sequences
         drafts = [sequence.drafts for sequence in sequences]
         is_all = len(batch.scored) == len(hidden)
-        logits = self._decoder.logits(hidden if is_all else hidden.index_select(0, batch.scored))
+        logits = self._decoder.logits(hidden, None if is_all else batch.scored)
         sampled = sample(logits, self._sampling, drafts if any(drafts) else None)
         now = time.monotonic()
         result = StepResult(sequences, num_tokens=sum(map(len, sampled.token_ids)))

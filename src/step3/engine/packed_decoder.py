@@ -161,6 +161,6 @@ class PackedDecoder:
         assert answer is not None, "a decoder has layers"
         return final_norm(self._library, hidden, answer, self._weights.norm, self._layers.shape.eps)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """`[rows, hidden]` after the final norm → `[rows, vocabulary]` float32."""
-        return packed_linear(hidden, self._weights.head, self._layers.workspace)
+    def logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
+        """As `Decoder.logits`."""
+        return packed_linear(hidden, self._weights.head, self._layers.workspace, rows)

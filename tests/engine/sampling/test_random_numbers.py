@@ -8,6 +8,7 @@ from step3.engine.sampling.random_numbers import (
     as_int64,
     gumbels,
     philox,
+    philox_ints,
     philox_numpy,
     request_seed,
     uniforms,
@@ -55,6 +56,12 @@ def chi_square(values, bins=64):
     counts = torch.histc(values.flatten().float(), bins=bins, min=0, max=1)
     expected = values.numel() / bins
     return float(((counts - expected) ** 2 / expected).sum())
+
+
+def test_one_counter_is_as_many():
+    generator = torch.Generator().manual_seed(3)
+    key, counter = (torch.randint(0, 2**32, (size,), generator=generator) for size in (2, 4))
+    assert list(philox_ints(tuple(key.tolist()), tuple(counter.tolist()))) == philox(key, counter).tolist()
 
 
 def test_numbers_are_uniform_over_indices_positions_and_seeds():

@@ -7,6 +7,7 @@ min-p, top-k, top-p and a draw.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate, islice, zip_longest
 from math import isfinite
 from typing import Any
@@ -52,12 +53,17 @@ class SamplingBatch:
         self.constrained = self._where(lambda state: state.constraint is not None)
         self.told = self._where(lambda state: state.params.logprobs is not None)
         self.drawn = self._where(lambda state: not state.params.greedy)
+        self._device = device
+
+    @cached_property
+    def draws(self) -> Draws:
+        """Of the sequences that are drawn."""
         drawn = [self.states[i] for i in self.drawn]
 
         def column(values: list[Any], dtype: torch.dtype) -> Tensor:
-            return torch.tensor(values, dtype=dtype, device=device)
+            return torch.tensor(values, dtype=dtype, device=self._device)
 
-        self.draws = Draws(
+        return Draws(
             temperature=column([state.params.temperature for state in drawn], torch.float32),
             top_k=column([state.params.top_k for state in drawn], torch.int64),
             top_p=column([state.params.top_p for state in drawn], torch.float64),

@@ -233,21 +233,34 @@ def final_norm(library: Library, hidden: Tensor, answer: Tensor, norm: Tensor, e
     """`norm(hidden + answer)` in bfloat16; `hidden` and `norm` are float32, `answer` is bfloat16."""
     out = torch.empty(hidden.shape, dtype=torch.bfloat16)
     library.c.step3_final_norm(
-        hidden.data_ptr(), answer.data_ptr(), norm.data_ptr(), *hidden.shape, eps, out.data_ptr()
+        num_threads(),
+        hidden.data_ptr(),
+        answer.data_ptr(),
+        norm.data_ptr(),
+        *hidden.shape,
+        eps,
+        out.data_ptr(),
     )
     return out
 
 
-def packed_linear(x: Tensor, weight: CpuWeight, workspace: Workspace) -> Tensor:
-    """`x` `[rows, columns]` bfloat16 times the matrix, transposed: `[rows, matrix rows]` float32."""
+def packed_linear(x: Tensor, weight: CpuWeight, workspace: Workspace, rows: Tensor | None = None) -> Tensor:
+    """`x` `[.., columns]` bfloat16 times the matrix, transposed: `[rows, matrix rows]` float32.
+
+    Args:
+        rows: int64, which of `x` to multiply; without it all.
+    """
     x = x.contiguous()
-    out = torch.empty(x.shape[0], weight.matrix.rows, dtype=torch.float32)
+    count = x.shape[0] if rows is None else len(rows)
+    out = torch.empty(count, weight.matrix.rows, dtype=torch.float32)
     weight.library.c.step3_linear(
         workspace.pointer,
         num_threads(),
         ctypes.byref(weight.matrix),
         x.data_ptr(),
-        *x.shape,
+        None if rows is None else rows.data_ptr(),
+        count,
+        x.shape[1],
         out.data_ptr(),
     )
     return out

@@ -18,5 +18,5 @@ extern "C" void step3_decode(Workspace *workspace, int64_t threads, const step3_
         step3_ffn_forward(workspace, threads, layer.ffn, x, tokens, routes ? ids : nullptr,
                           routes ? weights : nullptr, routes ? shape->top_k : 0, answer);
     }
-    step3_final_norm(hidden, answer, final_norm, tokens, shape->hidden, shape->eps, out);
+    step3_final_norm(threads, hidden, answer, final_norm, tokens, shape->hidden, shape->eps, out);
 }

@@ -176,14 +176,20 @@ extern "C" void step3_attend_layer(Workspace *workspace, int64_t threads, const 
     });
 }
 
-extern "C" void step3_final_norm(const float *hidden, const uint16_t *answer, const float *norm, int64_t tokens,
-                                 int64_t size, float eps, uint16_t *out) {
-    Buffer own;
-    float *row = own.get<float>(size);
-    for (int64_t token = 0; token < tokens; token++) {
-        for (int64_t i = 0; i < size; i++) row[i] = hidden[token * size + i] + float_of_bf16(answer[token * size + i]);
-        const float scale = inverse_rms(row, size, eps);
-        for (int64_t i = 0; i < size; i++) row[i] = row[i] * scale * norm[i];
-        round_to_bf16(row, size, out + token * size);
+extern "C" void step3_final_norm(int64_t threads, const float *hidden, const uint16_t *answer, const float *norm,
+                                 int64_t tokens, int64_t size, float eps, uint16_t *out) {
+    constexpr int64_t ALONE = 64;  // tokens that one thread does sooner than it wakes others
+    if (tokens <= ALONE) threads = 1;
+#pragma omp parallel num_threads((int)threads)
+    {
+        Buffer own;
+        float *row = own.get<float>(size);
+#pragma omp for schedule(static)
+        for (int64_t token = 0; token < tokens; token++) {
+            for (int64_t i = 0; i < size; i++) row[i] = hidden[token * size + i] + float_of_bf16(answer[token * size + i]);
+            const float scale = inverse_rms(row, size, eps);
+            for (int64_t i = 0; i < size; i++) row[i] = row[i] * scale * norm[i];
+            round_to_bf16(row, size, out + token * size);
+        }
     }
 }

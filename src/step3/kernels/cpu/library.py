@@ -146,7 +146,10 @@ _FUNCTIONS = {
     "step3_allocate": (c_void_p, (c_int64,)),
     "step3_free": (None, (c_void_p, c_int64)),
     "step3_pack": (None, (POINTER(Stored), POINTER(Matrix), c_int64, c_int64, c_int64)),
-    "step3_linear": (None, (c_void_p, c_int64, POINTER(Matrix), c_void_p, c_int64, c_int64, c_void_p)),
+    "step3_linear": (
+        None,
+        (c_void_p, c_int64, POINTER(Matrix), c_void_p, c_void_p, c_int64, c_int64, c_void_p),
+    ),
     "step3_linear_float": (None, (c_int64, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p)),
     "step3_dense": (
         None,
@@ -157,7 +160,7 @@ _FUNCTIONS = {
         None,
         (c_void_p, c_int64, POINTER(Shape), POINTER(Attention), POINTER(Batch), *(c_void_p,) * 7),
     ),
-    "step3_final_norm": (None, (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_float, c_void_p)),
+    "step3_final_norm": (None, (c_int64, *(c_void_p,) * 3, c_int64, c_int64, c_float, c_void_p)),
     "step3_ffn_forward": (
         None,
         (c_void_p, c_int64, POINTER(FFN), c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_void_p),

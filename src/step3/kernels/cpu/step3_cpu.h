@@ -80,9 +80,10 @@ void step3_free(void *memory, int64_t bytes);
 // ahead, and given back when they are done.
 void step3_pack(const step3_stored *from, const step3_matrix *to, int64_t experts, int64_t mapped, int64_t threads);
 
-// out [rows, matrix rows] float = x [rows, columns] bf16 times the matrix, transposed.
-void step3_linear(Workspace *, int64_t threads, const step3_matrix *, const uint16_t *x, int64_t rows,
-                  int64_t columns, float *out);
+// out [rows, matrix rows] float = x [.., columns] bf16 times the matrix, transposed; of the rows `chosen`, or null for the
+// first ones.
+void step3_linear(Workspace *, int64_t threads, const step3_matrix *, const uint16_t *x, const int64_t *chosen,
+                  int64_t rows, int64_t columns, float *out);
 
 // out [rows, matrix rows] bf16 = the same plus bias (or null), through x * sigmoid(1.702 x) where `quick_gelu` is set.
 void step3_dense(Workspace *, int64_t threads, const step3_matrix *, const float *bias, int64_t quick_gelu,
@@ -104,7 +105,7 @@ void step3_attend_layer(Workspace *, int64_t threads, const step3_shape *, const
                         const uint16_t *answer, uint16_t *x, int64_t *ids, float *weights);
 
 // out (bf16) = norm(hidden + answer)
-void step3_final_norm(const float *hidden, const uint16_t *answer, const float *norm, int64_t tokens,
+void step3_final_norm(int64_t threads, const float *hidden, const uint16_t *answer, const float *norm, int64_t tokens,
                       int64_t size, float eps, uint16_t *out);
 
 // out [tokens, hidden] bf16 = the part of the FFN that the weights hold.
