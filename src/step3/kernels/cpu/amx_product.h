@@ -131,11 +131,14 @@ template <class Source>
 static inline void multiply_tile(const Product &p, int rows) {
     auto scales_of = [&p](int64_t block) { return p.scales + 2 * block; };
     if constexpr (Source::EXPANDS) {
+        // Fetched line by line between what is computed: many at once would hold it up.
         auto expand = [&p](int64_t pair, char *room) {
-            expand_fp8(p.panel + pair * 64, room, STEP);
+            expand_fp8<true>(p.panel + pair * 64, room, STEP, p.ahead + pair * 64);
             return (const char *)room;
         };
-        multiply_rows_of<true>(p, rows, expand, scales_of);
+        Product own = p;
+        own.ahead_step = 0;
+        multiply_rows_of<true>(own, rows, expand, scales_of);
     } else {
         auto find = [&p](int64_t pair, char *) { return p.panel + pair * 128; };
         p.scales ? multiply_rows_of<true>(p, rows, find, scales_of) : multiply_rows_of<false>(p, rows, find, scales_of);
