@@ -14,7 +14,10 @@ constexpr int64_t TILES_OF_A_TASK = 8;
 struct Heads {
     const uint16_t *qkv;  // [pictures, length, 3, heads, size]
     int64_t length, heads, size;
-    int64_t size_pairs() const { return (size + PANEL - 1) / PANEL * PANEL / 2; }
+    int64_t size_pairs() const {
+        constexpr int64_t step = std::max(RUN, STRIP / 2);
+        return ((size + 1) / 2 + step - 1) / step * step;
+    }
     int64_t size_panels() const { return (size + PANEL - 1) / PANEL; }
     int64_t length_panels() const { return (length + PANEL - 1) / PANEL; }
     int64_t length_pairs() const { return length_panels() * PANEL / 2; }
