@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
 import subprocess
 import sys
@@ -283,9 +284,19 @@ def draw(rows: list[dict[str, Any]], bandwidth: float, peak: float, file: Path) 
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.2), dpi=150)
+    axes.set(xscale="log", yscale="log", xlabel="FLOP a byte read", ylabel="GFLOP/s")
     edge = peak / bandwidth
     axes.plot([0.5, edge, 2000], [0.5 * bandwidth, peak, peak], color="0.4", lw=1)
-    axes.text(0.55, 0.62 * bandwidth, f"{bandwidth:.0f} GB/s", color="0.4", rotation=33, fontsize=8)
+    slope = {"rotation": math.degrees(math.atan(bandwidth)), "transform_rotates_text": True}
+    axes.text(
+        0.7,
+        0.8 * bandwidth,
+        f"{bandwidth:.0f} GB/s",
+        color="0.4",
+        fontsize=8,
+        rotation_mode="anchor",
+        **slope,
+    )
     axes.text(300, peak * 1.05, f"{peak:.0f} GFLOP/s", color="0.4", fontsize=8)
     marks = {"step3 bf16": ("o", "tab:blue"), "step3 fp8": ("s", "tab:green"), "vLLM bf16": ("^", "tab:red")}
     for name, (mark, colour) in marks.items():
@@ -294,7 +305,7 @@ def draw(rows: list[dict[str, Any]], bandwidth: float, peak: float, file: Path) 
         points += [(1000.0, max(one["prefill_gflop_s"] for one in own))] if own else []
         if points:
             axes.scatter(*zip(*points, strict=True), marker=mark, color=colour, label=name, s=28, alpha=0.8)
-    axes.set(xscale="log", yscale="log", xlabel="FLOP a byte read", ylabel="GFLOP/s")
+    axes.set_ylim(top=2 * peak)
     axes.set_title("Decode at each batch size, and prefill (right)", fontsize=10)
     axes.legend(fontsize=8, loc="lower right")
     figure.tight_layout()
