@@ -14,7 +14,7 @@ from step3.kernels.linear import BLOCK, BlockFp8
 
 ROWS = 48
 """From here on rows are quantised (INT8_ROWS of int8.h)."""
-SHAPES = [(64, 128), (33, 300), (40, 70), (288, 256)]
+SHAPES = [(64, 128), (33, 300), (40, 70), (288, 256), (300, 4500)]
 
 
 @pytest.fixture(params=[Packing, InPlace], ids=["packed", "in-place"])

@@ -81,6 +81,19 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(placement: Placement, quant
         assert torch.equal(packed_linear(x[:rows], packed, workspace), together[:rows])
 
 
+@pytest.mark.parametrize("quantised", [False, True], ids=["plain", "block-fp8"])
+def test_long_rows_are_sliced_and_give_the_same_sums(placement: Placement, quantised: bool) -> None:
+    weight = torch.randn(300, 4500)
+    stored = BlockFp8(*quantise(weight)) if quantised else weight.bfloat16()
+    packed, workspace = placement.take((stored,)), Workspace(placement.library)
+    x = torch.randn(330, 4500).bfloat16()
+    together = packed_linear(x, packed, workspace)
+    exact = dequantise(stored.q, stored.scale) if isinstance(stored, BlockFp8) else stored.float()
+    torch.testing.assert_close(together, x.float() @ exact.T, rtol=1e-5, atol=1e-3)
+    for rows in (1, 20, 45, 130):
+        assert torch.equal(packed_linear(x[:rows], packed, workspace), together[:rows])
+
+
 def test_nan_stays_nan(placement: Placement) -> None:
     x = torch.zeros(2, 64).bfloat16()
     x[1, 3] = torch.nan

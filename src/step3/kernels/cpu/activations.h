@@ -5,6 +5,7 @@
 // pairs of each row in one line of the cache, then the next 16. Rows whose distance is a multiple of 4096 bytes
 // do not throw each other out of the cache in either.
 #pragma once
+#include <algorithm>
 #include "amx.h"
 
 namespace step3 {
@@ -13,7 +14,13 @@ constexpr int TILE = HAS_AMX ? 32 : 12;        // most rows of a tile
 constexpr int RUN = HAS_AMX ? 16 : 1;          // pairs of a row that lie side by side
 
 // Rows that pass a panel while it is in the cache: with tile registers as many as fit into the second level.
+constexpr int64_t SLICE_PAIRS = 1024;  // of long rows, that pass some panels before the next ones do (amx_blocks.h)
 constexpr int64_t CHUNK_BYTES = 1 << 20, MIN_CHUNK_ROWS = HAS_AMX ? 64 : 288, MAX_CHUNK_ROWS = HAS_AMX ? 512 : 288;
+
+// Pairs of a row that pass a panel at a time.
+static inline int64_t slice_of(int64_t pairs, bool is_stored) {
+    return HAS_AMX && !is_stored ? std::min(pairs, SLICE_PAIRS) : pairs;
+}
 
 // How `rows` rows are cut into tiles: with vectors into those whose sizes differ by one at most; tile registers
 // take as long for a few rows as for 16.

@@ -11,6 +11,7 @@ namespace step3 {
 
 constexpr int64_t BLOCKS_AT_ONCE = 2;  // of 128 columns, 8 KiB of a panel of bf16 each
 constexpr int64_t PAIRS_AT_ONCE = BLOCKS_AT_ONCE * BLOCK_PAIRS;
+constexpr int64_t SLICED_PANELS = 8;  // that a slice of long rows passes
 constexpr int64_t FETCHED_BEYOND = 384 << 10;  // bytes of what a thread reads next, in the second-level cache
 
 struct Range {
@@ -119,49 +120,107 @@ static inline void add_columns(Kind, const uint32_t *a, int rows, const Columns 
     }
 }
 
-// As `multiply`, of a panel that holds `Kind`.
+// As `multiply`, of panels that hold `Kind`.
+//
+// Of long rows a slice of columns passes some panels before the next slice does, so that more rows stay in the
+// second-level cache and weights are read less often. Weights that stay as they are stored are not sliced: a
+// panel is laid out whole.
+template <class Kind, class Keep>
+class BlockProduct {
+   public:
+    BlockProduct(const Factor &m, const uint32_t *a, const Tiles &tiles, int64_t first, int64_t last, int64_t begin,
+                 int64_t end, Buffer &scratch, Keep keep, Upcoming upcoming)
+        : m_(m), a_(a), tiles_(tiles), first_(first), last_(last), begin_(begin), end_(end), keep_(keep),
+          slice_(slice_of(m.pairs, m.stored)), panels_at_once_(slice_ < m.pairs ? SLICED_PANELS : 1),
+          beyond_{upcoming.at, std::min(upcoming.end - upcoming.at, FETCHED_BEYOND)} {
+        const int64_t sums_bytes = panels_at_once_ * sums_of_panel() * 4, block_bytes = PAIRS_AT_ONCE * 128;
+        char *own = scratch.get<char>(sums_bytes + block_bytes + m.room());
+        sums_ = (float *)own;
+        block_ = own + sums_bytes;
+        room_ = block_ + block_bytes;
+    }
+
+    void run() {
+        for (int64_t group = begin_; group < end_; group += panels_at_once_) {
+            const int64_t until = std::min(end_, group + panels_at_once_);
+            for (int64_t from = 0; from < m_.pairs; from += slice_)
+                for (int64_t panel = group; panel < until; panel++) multiply_slice(group, until, panel, from);
+        }
+    }
+
+   private:
+    static constexpr bool IS_INT8 = std::is_same_v<Kind, Int8>;
+    const Factor &m_;
+    const uint32_t *a_;
+    const Tiles &tiles_;
+    const int64_t first_, last_, begin_, end_;
+    Keep keep_;
+    const int64_t slice_, panels_at_once_;
+    const Range beyond_;
+    float *sums_;
+    char *block_, *room_;
+    int64_t done_ = 0;
+    Pending<std::conditional_t<IS_INT8, int32_t, float>> pending_;
+
+    int64_t count() const { return last_ - first_; }
+    int64_t sums_of_panel() const { return count() * TILE * PANEL; }
+
+    // The columns of a panel from pair `from` on, one of the panels group..until.
+    void multiply_slice(int64_t group, int64_t until, int64_t panel, int64_t from) {
+        const Weights weights = m_.open(panel, panel == begin_, room_);
+        const int64_t end = std::min(m_.pairs, from + slice_);
+        float *sums = sums_ + (panel - group) * sums_of_panel();
+        for (int64_t pair = from; pair < end; pair += PAIRS_AT_ONCE) {
+            const int64_t pairs = std::min(PAIRS_AT_ONCE, end - pair);
+            multiply_columns(weights, pair, pairs, next(weights, group, until, panel, from, end, pair + pairs), sums);
+        }
+        if (end < m_.pairs) return;
+        pending_.add();
+        for (int64_t tile = first_; tile < last_; tile++)
+            keep_(tiles_.start(tile), tiles_.size(tile), panel, sums + (tile - first_) * TILE * PANEL);
+    }
+
+    // Where the block lies that comes behind the one before `pair`: in this slice of the panel, in that of the next panel, in
+    // the next slice of the first panel, or in the next panels. Null behind the last.
+    const char *next(const Weights &weights, int64_t group, int64_t until, int64_t panel, int64_t from, int64_t end,
+                     int64_t pair) const {
+        if (m_.stored) {
+            const int64_t at = (pair - std::min(pair, PAIRS_AT_ONCE)) * m_.pair_bytes(), half = m_.panel_bytes() / 2;
+            return panel + 1 == end_ && pair == end ? nullptr : weights.next[at >= half] + (at >= half ? at - half : at);
+        }
+        if (pair < end) return m_.begin(panel) + pair * m_.pair_bytes();
+        if (panel + 1 < until) return m_.begin(panel + 1) + from * m_.pair_bytes();
+        if (end < m_.pairs) return m_.begin(group) + end * m_.pair_bytes();
+        return until < end_ ? m_.begin(until) : nullptr;
+    }
+
+    void multiply_columns(const Weights &weights, int64_t pair, int64_t pairs, const char *next, float *sums) {
+        const int64_t nth_block = pair / BLOCK_PAIRS;
+        Columns columns{weights.panel + pair * m_.pair_bytes(), weights.scales ? weights.scales + nth_block * 2 : nullptr, pairs, nullptr, pair == 0};
+        if (IS_INT8)
+            narrow_pairs(columns.laid, pairs, block_);
+        else if (m_.scales)
+            expand_fp8(columns.laid, block_, pairs);
+        if (m_.scales) columns.laid = block_;
+        // Meanwhile comes the next block, and some of what this thread reads behind the last.
+        const int64_t blocks = (end_ - begin_) * ((m_.pairs + PAIRS_AT_ONCE - 1) / PAIRS_AT_ONCE);
+        Stream stream({next, next ? pairs * m_.pair_bytes() : 0}, beyond_.part(done_++, blocks), PAIRS_AT_ONCE / STEP * count());
+        for (int64_t tile = first_; tile < last_; tile++) {
+            const int rows = tiles_.size(tile);
+            const uint32_t *own_rows = a_ + tiles_.start(tile) * m_.pairs, *from = own_rows + (IS_INT8 ? pair / 2 : pair) * rows;
+            if (IS_INT8) columns.row_scales = row_scales(own_rows, rows, m_.pairs) + nth_block * rows;
+            float *own_sums = sums + (tile - first_) * TILE * PANEL;
+            if (rows > REGISTER_ROWS)
+                add_columns<true>(Kind(), from, rows, columns, stream, pending_, own_sums);
+            else
+                add_columns<false>(Kind(), from, rows, columns, stream, pending_, own_sums);
+        }
+    }
+};
+
 template <class Kind, class Keep>
 static inline void multiply_blocks(const Factor &m, const uint32_t *a, const Tiles &tiles, int64_t first, int64_t last,
                                    int64_t begin, int64_t end, Buffer &scratch, Keep keep, Upcoming upcoming) {
-    constexpr bool is_int8 = std::is_same_v<Kind, Int8>;
-    const int64_t count = last - first, pair_bytes = m.scales ? 64 : 128, steps = PAIRS_AT_ONCE / STEP * count;
-    const int64_t sums_bytes = count * TILE * PANEL * 4, block_bytes = PAIRS_AT_ONCE * 128;
-    char *own = scratch.get<char>(sums_bytes + block_bytes + m.room());
-    float *sums = (float *)own;
-    char *block = own + sums_bytes, *room = block + block_bytes;
-    const Range beyond{upcoming.at, std::min(upcoming.end - upcoming.at, FETCHED_BEYOND)};
-    const int64_t of_panel = (m.pairs + PAIRS_AT_ONCE - 1) / PAIRS_AT_ONCE, blocks = (end - begin) * of_panel;
-    Pending<std::conditional_t<is_int8, int32_t, float>> pending;
-    for (int64_t panel = begin; panel < end; panel++) {
-        const Weights weights = m.open(panel, panel == begin, room);
-        for (int64_t pair = 0; pair < m.pairs; pair += PAIRS_AT_ONCE) {
-            const int64_t pairs = std::min(PAIRS_AT_ONCE, m.pairs - pair), at = pair * pair_bytes, half = m.panel_bytes() / 2;
-            const int64_t nth_block = pair / BLOCK_PAIRS;
-            Columns columns{weights.panel + at, weights.scales ? weights.scales + nth_block * 2 : nullptr, pairs, nullptr, pair == 0};
-            if (is_int8)
-                narrow_pairs(columns.laid, pairs, block);
-            else if (m.scales)
-                expand_fp8(columns.laid, block, pairs);
-            if (m.scales) columns.laid = block;
-            // Meanwhile comes what follows, in this panel or the next; and some of what this thread reads behind the last.
-            const char *next = m.stored ? weights.next[at >= half] + (at >= half ? at - half : at) : weights.panel + at + pairs * pair_bytes;
-            const bool is_last = panel + 1 == end && pair + pairs >= m.pairs;
-            const int64_t nth = (panel - begin) * of_panel + pair / PAIRS_AT_ONCE;
-            Stream stream({next, is_last ? 0 : pairs * pair_bytes}, beyond.part(nth, blocks), steps);
-            for (int64_t tile = first; tile < last; tile++) {
-                const int rows = tiles.size(tile);
-                const uint32_t *own_rows = a + tiles.start(tile) * m.pairs, *from = own_rows + (is_int8 ? pair / 2 : pair) * rows;
-                if (is_int8) columns.row_scales = row_scales(own_rows, rows, m.pairs) + nth_block * rows;
-                float *own_sums = sums + (tile - first) * TILE * PANEL;
-                if (rows > REGISTER_ROWS)
-                    add_columns<true>(Kind(), from, rows, columns, stream, pending, own_sums);
-                else
-                    add_columns<false>(Kind(), from, rows, columns, stream, pending, own_sums);
-            }
-        }
-        pending.add();
-        for (int64_t tile = first; tile < last; tile++)
-            keep(tiles.start(tile), tiles.size(tile), panel, sums + (tile - first) * TILE * PANEL);
-    }
+    BlockProduct<Kind, Keep>(m, a, tiles, first, last, begin, end, scratch, keep, upcoming).run();
 }
 }  // namespace step3

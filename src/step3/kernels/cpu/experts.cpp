@@ -19,7 +19,7 @@ struct Side {
     int64_t panels;
     Chunks chunks;
     Side(const step3_matrix &m, int64_t expert, const Tiles &tiles)
-        : factor(m, tiles.rows, expert), panels(m.num_panels), chunks(tiles, m.pairs) {}
+        : factor(m, tiles.rows, expert), panels(m.num_panels), chunks(tiles, m) {}
     int64_t units() const { return chunks.count * panels; }
 };
 

@@ -32,7 +32,8 @@ struct Factor {
           stored(m.stored),
           expert(expert),
           narrow(is_narrow(m, rows)) {}
-    int64_t panel_bytes() const { return pairs * (scales ? 64 : 128); }
+    int64_t pair_bytes() const { return scales ? 64 : 128; }
+    int64_t panel_bytes() const { return pairs * pair_bytes(); }
     int64_t blocks() const { return (pairs + BLOCK_PAIRS - 1) / BLOCK_PAIRS; }
 
     // Where the panels from this one on begin in memory.

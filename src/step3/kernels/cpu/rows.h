@@ -107,8 +107,9 @@ static inline void keep_columns(float *to, const float *sums, int size, bool is_
 // Ranges of the rows of a product: those that stay in the second-level cache while panels pass.
 struct Chunks {
     int64_t count, tiles;
-    Chunks(const Tiles &all, int64_t pairs) : tiles(all.count) {
-        const int64_t at_once = std::clamp(CHUNK_BYTES / (pairs * 4), MIN_CHUNK_ROWS, MAX_CHUNK_ROWS);
+    Chunks(const Tiles &all, const step3_matrix &m) : tiles(all.count) {
+        const int64_t row_bytes = slice_of(m.pairs, m.stored) * 4;
+        const int64_t at_once = std::clamp(CHUNK_BYTES / row_bytes, MIN_CHUNK_ROWS, MAX_CHUNK_ROWS);
         count = (all.rows + at_once - 1) / at_once;
     }
     int64_t begin(int64_t chunk) const { return tiles * chunk / count; }
@@ -134,7 +135,7 @@ template <class Keep>
 static inline void multiply_all(Worker &worker, const step3_matrix &m, uint32_t *a, int64_t rows, Keep keep) {
     Tiles tiles(rows);
     narrow_tiles(worker, m, a, tiles);
-    Chunks chunks(tiles, m.pairs);
+    Chunks chunks(tiles, m);
     Factor factor(m, rows);
     worker.runs(chunks.count * m.num_panels, [&](int64_t begin, int64_t end) {
         while (begin < end) {
