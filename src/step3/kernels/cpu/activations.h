@@ -17,9 +17,9 @@ constexpr int RUN = HAS_AMX ? 16 : 1;          // pairs of a row that lie side b
 constexpr int64_t SLICE_PAIRS = 1024;  // of long rows, that pass some panels before the next ones do (amx_blocks.h)
 constexpr int64_t CHUNK_BYTES = 1 << 20, MIN_CHUNK_ROWS = HAS_AMX ? 64 : 288, MAX_CHUNK_ROWS = HAS_AMX ? 512 : 288;
 
-// Pairs of a row that pass a panel at a time.
+// Pairs of a row that pass a panel at a time. Rows of two slices are better off whole.
 static inline int64_t slice_of(int64_t pairs, bool is_stored) {
-    return HAS_AMX && !is_stored ? std::min(pairs, SLICE_PAIRS) : pairs;
+    return HAS_AMX && !is_stored && pairs > 2 * SLICE_PAIRS ? SLICE_PAIRS : pairs;
 }
 
 // How `rows` rows are cut into tiles: with vectors into those whose sizes differ by one at most; tile registers
