@@ -12,7 +12,7 @@ constexpr int ROWS_IN_PLACE = TILE;  // most rows that are multiplied with weigh
 
 static_assert(TILE == 2 * REGISTER_ROWS && STRIP == REGISTER_ROWS && BLOCK_PAIRS % STEP == 0);
 
-// What a panel holds, and a block of it is multiplied as.
+// What a panel holds.
 struct Bf16 {
     static constexpr bool EXPANDS = false;
 };
