@@ -87,8 +87,9 @@ class ExactNetwork:
         return hidden
         yield
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        return LOGITS[hidden[:, 0].long()].clone()
+    def logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
+        chosen = hidden if rows is None else hidden[rows]
+        return LOGITS[chosen[:, 0].long()].clone()
 
     def _look(self, scheduled: Scheduled, hidden: Tensor) -> None:
         """Reads a sequence's context back, and writes its rows' choices."""

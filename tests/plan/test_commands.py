@@ -130,5 +130,7 @@ def test_calibrate_writes_an_entry_that_plan_uses(tmp_path: Path, monkeypatch: p
         "0.1",
     )
     golden = Path(__file__).parents[1] / "data" / "golden" / "text"
-    text = run("plan", str(golden), "--hardware", str(path), "--cards", "mine", "--context", "512")
+    # However slow the machine seemed in a hundredth of a second.
+    within = ("--context", "512", "--tpot", "100000")
+    text = run("plan", str(golden), "--hardware", str(path), "--cards", "mine", *within)
     assert "1 mine" in text

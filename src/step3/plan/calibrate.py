@@ -182,8 +182,9 @@ class Calibration:
             "cards_per_node": torch.cuda.device_count() if self.device == "cuda" else 1,
             "efficiency": {
                 family: {
-                    "compute": round(found[f"{family}_compute"], 3),
-                    "memory": round(found[f"{family}_memory"], 3),
+                    # Three digits, not three places: a share of 0 would say that nothing is ever done.
+                    "compute": float(f"{found[f'{family}_compute']:.3g}"),
+                    "memory": float(f"{found[f'{family}_memory']:.3g}"),
                 }
                 for family in ("attention", "linear", "ffn")
             },
