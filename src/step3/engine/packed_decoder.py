@@ -19,13 +19,13 @@ from step3.engine.network import Network
 from step3.ffn.call import FFNCall
 from step3.kernels.cpu.attention import (
     AttentionShape,
-    Beginning,
     PackedAttention,
     PackedLayers,
     PackedStep,
     final_norm,
     packed_linear,
 )
+from step3.kernels.cpu.beginning import Beginning
 from step3.kernels.cpu.decoder import WholeDecoder
 from step3.kernels.cpu.ffn import PackedFFN
 from step3.kernels.cpu.weights import CpuWeight, Placement, Workspace

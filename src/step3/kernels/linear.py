@@ -19,8 +19,8 @@ BLOCK = 128
 """Side of the square blocks that share a scale."""
 
 ROWS = 4
-"""Without compiled kernels rows are counted up to these: MKL multiplies fewer, and what is left over of them,
-in another order. On some processors that is not enough."""
+"""Rows of attention, and of products without compiled kernels, are counted up to these: MKL multiplies fewer,
+and what is left over of them, in another order. On some processors that is not enough for products."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from step3.kernels.cpu import Library
-from step3.kernels.cpu.attention import Beginning
+from step3.kernels.cpu.beginning import Beginning
 from step3.kernels.rotary import cos_sin
 
 

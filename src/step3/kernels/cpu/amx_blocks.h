@@ -1,8 +1,7 @@
 // The product with tile registers where many rows meet a panel: some columns of it at a time, which stay in the
 // first-level cache while all tiles pass. The tiles' sums lie in the second-level cache meanwhile.
 //
-// A register is loaded for each product, which takes as many cycles as the product itself if half of the lines come
-// from the first-level cache and half from the second, and half as many again if all come from the second.
+// A register is loaded for each product: if both operands come from the second-level cache, products wait for them.
 #pragma once
 #include <type_traits>
 #include "factor.h"

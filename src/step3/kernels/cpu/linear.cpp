@@ -50,7 +50,3 @@ extern "C" void step3_dense(Workspace *workspace, int64_t threads, const step3_m
         memcpy(out + row * m->rows + column, rounded, (size_t)size * 2);
     });
 }
-
-extern "C" int64_t step3_prepare() { return request_matrix_unit(); }
-extern "C" Workspace *step3_workspace_new() { return new Workspace(); }
-extern "C" void step3_workspace_free(Workspace *workspace) { delete workspace; }
