@@ -13,16 +13,6 @@ constexpr int64_t PAIRS_AT_ONCE = BLOCKS_AT_ONCE * BLOCK_PAIRS;
 constexpr int64_t SLICED_PANELS = 8;  // that a slice of long rows passes
 constexpr int64_t FETCHED_BEYOND = 384 << 10;  // bytes of what a thread reads next, in the second-level cache
 
-struct Range {
-    const char *at = nullptr;
-    int64_t bytes = 0;
-    // Part `i` of `count`, in whole lines.
-    Range part(int64_t i, int64_t count) const {
-        const int64_t lines = bytes / 64, begin = lines * i / count, end = lines * (i + 1) / count;
-        return {at + begin * 64, (end - begin) * 64};
-    }
-};
-
 // Fetches two ranges evenly while the operands of `steps` instructions are loaded.
 class Stream {
    public:
@@ -128,10 +118,10 @@ template <class Kind, class Keep>
 class BlockProduct {
    public:
     BlockProduct(const Factor &m, const uint32_t *a, const Tiles &tiles, int64_t first, int64_t last, int64_t begin,
-                 int64_t end, Buffer &scratch, Keep keep, Upcoming upcoming)
+                 int64_t end, Buffer &scratch, Keep keep, Range upcoming)
         : m_(m), a_(a), tiles_(tiles), first_(first), last_(last), begin_(begin), end_(end), keep_(keep),
           slice_(slice_of(m.pairs, m.stored)), panels_at_once_(slice_ < m.pairs ? SLICED_PANELS : 1),
-          beyond_{upcoming.at, std::min(upcoming.end - upcoming.at, FETCHED_BEYOND)} {
+          beyond_{upcoming.at, std::min(upcoming.bytes, FETCHED_BEYOND)} {
         const int64_t sums_bytes = panels_at_once_ * sums_of_panel() * 4, block_bytes = PAIRS_AT_ONCE * 128;
         char *own = scratch.get<char>(sums_bytes + block_bytes + m.room());
         sums_ = (float *)own;
@@ -140,11 +130,11 @@ class BlockProduct {
     }
 
     void run() {
-        for (int64_t group = begin_; group < end_; group += panels_at_once_) {
-            const int64_t until = std::min(end_, group + panels_at_once_);
-            for (int64_t from = 0; from < m_.pairs; from += slice_)
-                for (int64_t panel = group; panel < until; panel++) multiply_slice(group, until, panel, from);
-        }
+        for (int64_t panels = begin_; panels < end_; panels += panels_at_once_)
+            for (int64_t from = 0; from < m_.pairs; from += slice_) {
+                const Slice slice{panels, std::min(end_, panels + panels_at_once_), from, std::min(m_.pairs, from + slice_)};
+                for (int64_t panel = slice.first; panel < slice.last; panel++) multiply_slice(slice, panel);
+            }
     }
 
    private:
@@ -164,33 +154,37 @@ class BlockProduct {
     int64_t count() const { return last_ - first_; }
     int64_t sums_of_panel() const { return count() * TILE * PANEL; }
 
-    // The columns of a panel from pair `from` on, one of the panels group..until.
-    void multiply_slice(int64_t group, int64_t until, int64_t panel, int64_t from) {
+    // Columns from pair `from` to `end` of the panels first..last.
+    struct Slice {
+        int64_t first, last, from, end;
+    };
+
+    void multiply_slice(const Slice &slice, int64_t panel) {
         const Weights weights = m_.open(panel, panel == begin_, room_);
-        const int64_t end = std::min(m_.pairs, from + slice_);
-        float *sums = sums_ + (panel - group) * sums_of_panel();
-        for (int64_t pair = from; pair < end; pair += PAIRS_AT_ONCE) {
-            const int64_t pairs = std::min(PAIRS_AT_ONCE, end - pair);
-            multiply_columns(weights, pair, pairs, next(weights, group, until, panel, from, end, pair + pairs), sums);
+        float *sums = sums_ + (panel - slice.first) * sums_of_panel();
+        for (int64_t pair = slice.from; pair < slice.end; pair += PAIRS_AT_ONCE) {
+            const int64_t pairs = std::min(PAIRS_AT_ONCE, slice.end - pair);
+            multiply_columns(weights, pair, pairs, next(weights, slice, panel, pair, pairs), sums);
         }
-        if (end < m_.pairs) return;
+        if (slice.end < m_.pairs) return;
         pending_.add();
         for (int64_t tile = first_; tile < last_; tile++)
             keep_(tiles_.start(tile), tiles_.size(tile), panel, sums + (tile - first_) * TILE * PANEL);
     }
 
-    // Where the block lies that comes behind the one before `pair`: in this slice of the panel, in that of the next panel, in
-    // the next slice of the first panel, or in the next panels. Null behind the last.
-    const char *next(const Weights &weights, int64_t group, int64_t until, int64_t panel, int64_t from, int64_t end,
-                     int64_t pair) const {
+    // Where the block lies that comes behind this one: in this slice of the panel, in that of the next panel, in the next
+    // slice of the first panel, or in the next panels. Null behind the last.
+    const char *next(const Weights &weights, const Slice &slice, int64_t panel, int64_t pair, int64_t pairs) const {
+        const int64_t end = pair + pairs, pair_bytes = m_.pair_bytes();
         if (m_.stored) {
-            const int64_t at = (pair - std::min(pair, PAIRS_AT_ONCE)) * m_.pair_bytes(), half = m_.panel_bytes() / 2;
-            return panel + 1 == end_ && pair == end ? nullptr : weights.next[at >= half] + (at >= half ? at - half : at);
+            // Of the next panel as it is stored, as much as this one has been read of.
+            const int64_t at = pair * pair_bytes, half = m_.panel_bytes() / 2;
+            return panel + 1 == end_ && end == m_.pairs ? nullptr : weights.next[at >= half] + at % half;
         }
-        if (pair < end) return m_.begin(panel) + pair * m_.pair_bytes();
-        if (panel + 1 < until) return m_.begin(panel + 1) + from * m_.pair_bytes();
-        if (end < m_.pairs) return m_.begin(group) + end * m_.pair_bytes();
-        return until < end_ ? m_.begin(until) : nullptr;
+        if (end < slice.end) return m_.begin(panel) + end * pair_bytes;
+        if (panel + 1 < slice.last) return m_.begin(panel + 1) + slice.from * pair_bytes;
+        if (slice.end < m_.pairs) return m_.begin(slice.first) + slice.end * pair_bytes;
+        return slice.last < end_ ? m_.begin(slice.last) : nullptr;
     }
 
     void multiply_columns(const Weights &weights, int64_t pair, int64_t pairs, const char *next, float *sums) {
@@ -219,7 +213,7 @@ class BlockProduct {
 
 template <class Kind, class Keep>
 static inline void multiply_blocks(const Factor &m, const uint32_t *a, const Tiles &tiles, int64_t first, int64_t last,
-                                   int64_t begin, int64_t end, Buffer &scratch, Keep keep, Upcoming upcoming) {
+                                   int64_t begin, int64_t end, Buffer &scratch, Keep keep, Range upcoming) {
     BlockProduct<Kind, Keep>(m, a, tiles, first, last, begin, end, scratch, keep, upcoming).run();
 }
 }  // namespace step3

@@ -105,41 +105,16 @@ static void mix_panel(const uint32_t *a, int64_t row_step, const char *const *pa
 }
 
 static void score(const uint32_t *a, int rows, Two keys, int64_t pairs, Two ahead, float *out, int64_t out_step) {
-    const int64_t row_step = rows;
-    while (rows > 0) {
-        const int now = std::min(rows, ROWS);
-        switch (now) {
-#define STEP3_CASE(R)                                                                                      \
-    case R:                                                                                    \
-        if constexpr (R <= ROWS) score_panel<R>(a, row_step, keys, pairs, ahead, out, out_step); \
-        break;
-            STEP3_EACH_ROWS(STEP3_CASE)
-#undef STEP3_CASE
-        }
-        rows -= now;
-        a += now;
-        out += now * out_step;
-    }
+    each_group<ROWS>(rows, [&](auto group, int64_t done) {
+        score_panel<group()>(a + done, rows, keys, pairs, ahead, out + done * out_step, out_step);
+    });
 }
 
 static void mix(const uint32_t *a, int rows, const char *const *pages, int64_t count, int64_t offset, int64_t second,
                 const float *scales, float *out, int64_t out_step) {
-    const int64_t row_step = rows;
-    while (rows > 0) {
-        const int now = std::min(rows, ROWS);
-        switch (now) {
-#define STEP3_CASE(R)                                                                                           \
-    case R:                                                                                                     \
-        if constexpr (R <= ROWS) mix_panel<R>(a, row_step, pages, count, offset, second, scales, out, out_step); \
-        break;
-            STEP3_EACH_ROWS(STEP3_CASE)
-#undef STEP3_CASE
-        }
-        rows -= now;
-        a += now;
-        scales += now;
-        out += now * out_step;
-    }
+    each_group<ROWS>(rows, [&](auto group, int64_t done) {
+        mix_panel<group()>(a + done, rows, pages, count, offset, second, scales + done, out + done * out_step, out_step);
+    });
 }
 #endif
 }  // namespace step3

@@ -56,7 +56,7 @@ class Panels {
     void expect(Worker &worker) const {
         const int64_t share = worker.first_run(units()), begin = worker.id() * share;
         bool is_first = true;
-        cover(begin, begin + share, [&](const Job &job, int64_t, int64_t panel, int64_t last, Upcoming) {
+        cover(begin, begin + share, [&](const Job &job, int64_t, int64_t panel, int64_t last, Range) {
             const Factor &own = (job.*side_).factor;
             if (is_first) worker.expect(own.begin(panel), (last - panel) * own.panel_bytes());
             is_first = false;
@@ -67,7 +67,7 @@ class Panels {
     template <class Keep>
     void run(Worker &worker, const uint32_t *a, int64_t pairs, Keep keep) const {
         worker.runs(units(), [&](int64_t begin, int64_t end) {
-            cover(begin, end, [&](const Job &job, int64_t chunk, int64_t panel, int64_t last, Upcoming upcoming) {
+            cover(begin, end, [&](const Job &job, int64_t chunk, int64_t panel, int64_t last, Range upcoming) {
                 const Side &side = job.*side_;
                 multiply(side.factor, a + job.first * pairs, job.tiles, side.chunks.begin(chunk),
                          side.chunks.begin(chunk + 1), panel, last, worker.own(),
@@ -105,19 +105,19 @@ class Panels {
                 const int64_t last = std::min(own, panel + std::min(end, behind) - begin);
                 begin += last - panel;
                 const bool continues = begin == behind && begin < end && i + 1 < pieces_.size();
-                work(*piece.job, chunk, panel, last, continues ? fetched(pieces_[i + 1], end - begin) : Upcoming{});
+                work(*piece.job, chunk, panel, last, continues ? fetched(pieces_[i + 1], end - begin) : Range{});
             }
             before = behind;
         }
     }
 
     // What to fetch of a piece: with more than a tile of rows it will have the time to do so itself.
-    Upcoming fetched(const Piece &piece, int64_t units) const {
+    Range fetched(const Piece &piece, int64_t units) const {
         const Factor &factor = (piece.job->*side_).factor;
         // Weights that stay as they are stored do not lie side by side.
         if (piece.job->tiles.count > 1 || factor.stored) return {};
         const int64_t bytes = factor.panel_bytes(), until = std::min(piece.end, piece.begin + units);
-        return {factor.panels + piece.begin * bytes, factor.panels + until * bytes};
+        return {factor.panels + piece.begin * bytes, (until - piece.begin) * bytes};
     }
 };
 

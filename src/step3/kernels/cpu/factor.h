@@ -80,8 +80,14 @@ static inline void multiply_tile_of(const Product &p, int rows, bool is_fp8) {
     multiply_tile<Bf16>(p, rows);
 }
 
-// What a thread reads next, to be fetched while it has to compute for longer than it has to read.
-struct Upcoming {
-    const char *at = nullptr, *end = nullptr;
+// Memory that a thread reads next, to be fetched while it has to compute for longer than it has to read.
+struct Range {
+    const char *at = nullptr;
+    int64_t bytes = 0;
+    // Part `i` of `count`, in whole lines.
+    Range part(int64_t i, int64_t count) const {
+        const int64_t lines = bytes / 64, begin = lines * i / count, end = lines * (i + 1) / count;
+        return {at + begin * 64, (end - begin) * 64};
+    }
 };
 }  // namespace step3

@@ -130,14 +130,9 @@ static void multiply_narrow(const uint32_t *tile, const char *panel, const float
 }
 
 static inline void multiply_narrow_tile(const Product &p, int rows) {
-    switch (rows) {
-#define STEP3_CASE(R)                                                                             \
-    case R:                                                                                       \
-        multiply_narrow<R>(p.a, p.panel, p.scales, p.pairs, p.ahead, p.ahead_step, p.out);        \
-        break;
-        STEP3_EACH_ROWS(STEP3_CASE)
-#undef STEP3_CASE
-    }
+    each_group<TILE>(rows, [&p](auto group, int64_t) {
+        multiply_narrow<group()>(p.a, p.panel, p.scales, p.pairs, p.ahead, p.ahead_step, p.out);
+    });
 }
 #else
 static inline int64_t narrow_panel_bytes(int64_t, int64_t) { return 0; }

@@ -43,7 +43,7 @@ static inline void multiply_stream(const Factor &m, const uint32_t *a, int64_t r
 // where there is more to compute than to read.
 template <class Keep>
 static inline void multiply(const Factor &m, const uint32_t *a, const Tiles &tiles, int64_t first, int64_t last,
-                            int64_t begin, int64_t end, Buffer &scratch, Keep keep, Upcoming upcoming = {}) {
+                            int64_t begin, int64_t end, Buffer &scratch, Keep keep, Range upcoming = {}) {
     const int64_t row = tiles.start(first);
     const int rows = tiles.size(first);
     const bool is_one = last - first == 1 && !m.narrow;

@@ -1,6 +1,7 @@
-// What a product of one tile is given.
+// What a product of one tile is given, and how its rows are grouped.
 #pragma once
 #include <cstdint>
+#include <type_traits>
 
 namespace step3 {
 
@@ -16,6 +17,21 @@ struct Product {
     float *out;
 };
 
-// X(R) for each number of rows that a tile of vectors has.
-#define STEP3_EACH_ROWS(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12)
+// Runs body(R, done) for groups of at most MOST rows: their number R is a constant to the compiler, `done` rows came before.
+template <int MOST, class Body>
+static inline void each_group(int rows, Body body) {
+    static_assert(MOST <= 12);
+    for (int done = 0, now; done < rows; done += now) {
+        now = rows - done < MOST ? rows - done : MOST;
+        switch (now) {
+#define STEP3_CASE(R)                                                                       \
+    case R:                                                                                 \
+        if constexpr (R <= MOST) body(std::integral_constant<int, R>(), (int64_t)done);     \
+        break;
+            STEP3_CASE(1) STEP3_CASE(2) STEP3_CASE(3) STEP3_CASE(4) STEP3_CASE(5) STEP3_CASE(6)
+            STEP3_CASE(7) STEP3_CASE(8) STEP3_CASE(9) STEP3_CASE(10) STEP3_CASE(11) STEP3_CASE(12)
+#undef STEP3_CASE
+        }
+    }
+}
 }  // namespace step3

@@ -8,7 +8,7 @@ namespace step3 {
 // As `multiply`.
 template <class Keep>
 static inline void multiply_panels(const Factor &m, const uint32_t *a, const Tiles &tiles, int64_t first, int64_t last,
-                                   int64_t begin, int64_t end, Buffer &scratch, Keep keep, Upcoming upcoming) {
+                                   int64_t begin, int64_t end, Buffer &scratch, Keep keep, Range upcoming) {
     alignas(64) float out[TILE * PANEL];
     const int64_t bytes = m.panel_bytes(), count = last - first;
     const bool expands = m.scales && !m.narrow && (!EXPANDS_FP8 || count > 2), is_fp8 = m.scales && !expands;
@@ -37,10 +37,11 @@ static inline void multiply_panels(const Factor &m, const uint32_t *a, const Til
             } else if (!m.stored && nth * m.pairs * 64 < bytes) {
                 p.ahead = weights.panel + bytes + nth * m.pairs * 64;
                 p.ahead_step = 64;
-            } else if (upcoming.at < upcoming.end) {
+            } else if (upcoming.bytes > 0) {
                 p.ahead = upcoming.at;
                 p.ahead_step = is_fp8 ? 64 : 128;
                 upcoming.at += m.pairs * p.ahead_step;
+                upcoming.bytes -= m.pairs * p.ahead_step;
             } else {
                 p.ahead = p.panel;
                 p.ahead_step = 0;

@@ -11,7 +11,6 @@ constexpr int ROWS_IN_PLACE = ROWS;     // most rows that are multiplied with we
 
 struct Bf16 {
     static constexpr int64_t PAIR_BYTES = 128;  // of a panel
-    static constexpr int64_t STRIP_BYTES = 64;
     void operator()(const char *first, const char *second, Operand (&b)[VECTORS]) const {
         for (int v = 0; v < VECTORS / 2; v++) {
             b[v] = operand(load_pairs(first + v * LANES * 4));
@@ -134,32 +133,18 @@ static void multiply_strips(const Product &p, const Strip (&strips)[2], const Fe
 }
 
 template <class Source>
-static inline void multiply_tile(Product p, int rows) {
-    while (rows > 0) {
-        int now = rows < ROWS ? rows : ROWS;
-        switch (now) {
-#define STEP3_CASE(R)                                                \
-    case R:                                                          \
-        if constexpr (R <= ROWS) multiply_panel<R, Source>(p);       \
-        break;
-            STEP3_EACH_ROWS(STEP3_CASE)
-#undef STEP3_CASE
-        }
-        rows -= now;
-        p.a += now;
-        p.out += now * PANEL;
-    }
+static inline void multiply_tile(const Product &p, int rows) {
+    each_group<ROWS>(rows, [&p](auto group, int64_t done) {
+        Product own = p;
+        own.a += done;
+        own.out += done * PANEL;
+        multiply_panel<group(), Source>(own);
+    });
 }
 
 static inline void multiply_stored(const Product &p, int rows, const Strip (&strips)[2], bool quantised, const Fetch &fetch) {
-    switch (rows) {
-#define STEP3_CASE(R)                                                                              \
-    case R:                                                                                        \
-        if constexpr (R <= ROWS)                                                                   \
-            quantised ? multiply_strips<R, true>(p, strips, fetch) : multiply_strips<R, false>(p, strips, fetch); \
-        break;
-        STEP3_EACH_ROWS(STEP3_CASE)
-#undef STEP3_CASE
-    }
+    each_group<ROWS>(rows, [&](auto group, int64_t) {
+        quantised ? multiply_strips<group(), true>(p, strips, fetch) : multiply_strips<group(), false>(p, strips, fetch);
+    });
 }
 }  // namespace step3
