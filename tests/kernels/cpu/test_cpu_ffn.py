@@ -96,11 +96,22 @@ def test_a_token_does_not_depend_on_the_tokens_beside_it(placement: Placement) -
         Both(placement, False, hidden=128, inner=64),
     )
     ffn = PackedFFN(Workspace(placement.library), shared.packed, experts.packed)
-    x, (ids, weights) = torch.randn(50, 128).bfloat16(), choices(50)
-    together = ffn.forward(x, ids, weights)
-    for token in (0, 17, 49):
-        alone = ffn.forward(x[token : token + 1], ids[token : token + 1], weights[token : token + 1])
-        assert torch.equal(alone[0], together[token])
+    # Of many a thread takes whole experts, of a few all threads take some panels.
+    for tokens in (50, 450):
+        x, (ids, weights) = torch.randn(tokens, 128).bfloat16(), choices(tokens)
+        together = ffn.forward(x, ids, weights)
+        for token in (0, 17, tokens - 1):
+            alone = ffn.forward(x[token : token + 1], ids[token : token + 1], weights[token : token + 1])
+            assert torch.equal(alone[0], together[token])
+
+
+def test_more_tokens_than_the_caches_hold(placement: Placement) -> None:
+    dense = Both(placement, False, hidden=1024, inner=512)
+    ffn = PackedFFN(Workspace(placement.library), dense.packed)
+    x = torch.randn(3100, 1024).bfloat16()
+    got = ffn.forward(x, None, None)
+    assert_near(got, swiglu(x.float(), dense.reference))
+    assert torch.equal(got[3000:3007], ffn.forward(x[3000:3007], None, None))
 
 
 def test_no_tokens(placement: Placement) -> None:

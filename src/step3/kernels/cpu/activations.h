@@ -17,6 +17,10 @@ constexpr int RUN = HAS_AMX ? 16 : 1;          // pairs of a row that lie side b
 constexpr int64_t SLICE_PAIRS = 1024;  // of long rows, that pass some panels before the next ones do (amx_blocks.h)
 constexpr int64_t CHUNK_BYTES = 1 << 20, MIN_CHUNK_ROWS = HAS_AMX ? 64 : 288, MAX_CHUNK_ROWS = HAS_AMX ? 512 : 288;
 
+// Rows of an expert that a thread takes through both of its products, whose activations then stay in the second-level
+// cache; fewer than so many are not worth reading the weights for.
+constexpr int64_t ROWS_OF_A_JOB_BYTES = HAS_AMX ? 7 << 18 : 0, MIN_ROWS_OF_A_JOB = 192;
+
 // Pairs of a row that pass a panel at a time. Rows of two slices are better off whole.
 static inline int64_t slice_of(int64_t pairs, bool is_stored) {
     return HAS_AMX && !is_stored && pairs > 2 * SLICE_PAIRS ? SLICE_PAIRS : pairs;

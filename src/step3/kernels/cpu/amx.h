@@ -62,6 +62,11 @@ template <int R>
 static inline __attribute__((always_inline)) void load_register(const void *from, int64_t stride) {
     asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(R) : "memory");
 }
+// The same of what is not loaded again soon: it does not push what is out of the first-level cache.
+template <int R>
+static inline __attribute__((always_inline)) void load_passing(const void *from, int64_t stride) {
+    asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(R) : "memory");
+}
 template <int R>
 static inline __attribute__((always_inline)) void store_register(void *to, int64_t stride) {
     asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(R) : "memory");

@@ -8,10 +8,39 @@
 
 namespace step3 {
 
-constexpr int64_t BLOCKS_AT_ONCE = 2;  // of 128 columns, 8 KiB of a panel of bf16 each
-constexpr int64_t PAIRS_AT_ONCE = BLOCKS_AT_ONCE * BLOCK_PAIRS;
+// Columns that stay in the first-level cache, in blocks of 128: 8 KiB of a panel of bf16 each. Of what is expanded there are
+// fewer, as the panel itself passes too.
+template <class Kind>
+constexpr int64_t PAIRS_AT_ONCE = (std::is_same_v<Kind, Bf16> ? 4 : 2) * BLOCK_PAIRS;
 constexpr int64_t SLICED_PANELS = 8;  // that a slice of long rows passes
 constexpr int64_t FETCHED_BEYOND = 384 << 10;  // bytes of what a thread reads next, in the second-level cache
+
+// The lines of a range, some of each of its pages by turns. A core waits for 16 lines at most that it asked for itself, but
+// the second-level cache for 48, and foresees what comes of each page that it sees read from front to back: of several at
+// once it has foreseen the next line long before it is asked for.
+class PageByPage {
+   public:
+    PageByPage() = default;
+    explicit PageByPage(Range range)
+        : at_(range.at), left_(range.bytes / 64), pages_(std::clamp<int64_t>(left_ / LINES, 1, AT_ONCE)), length_(left_ / pages_) {}
+    bool is_done() const { return left_ <= 0; }
+    __attribute__((always_inline)) const char *next() {
+        const char *line = at_ + page_ * length_ * 64;
+        left_--;
+        if (++page_ == pages_) {
+            page_ = 0;
+            at_ += 64;
+            // What is left over when all are at their ends lies behind the last.
+            if (left_ < pages_) at_ += (pages_ - 1) * length_ * 64, pages_ = 1;
+        }
+        return line;
+    }
+
+   private:
+    static constexpr int64_t LINES = 64, AT_ONCE = 8;
+    const char *at_ = nullptr;
+    int64_t left_ = 0, pages_ = 1, length_ = 0, page_ = 0;
+};
 
 // Fetches two ranges evenly while the operands of `steps` instructions are loaded.
 class Stream {
@@ -20,19 +49,16 @@ class Stream {
         : now_(first), then_(second), lines_(((first.bytes + second.bytes) / 64 + steps - 1) / steps) {}
     __attribute__((always_inline)) void fetch() {
         for (int64_t i = 0; i < lines_; i++) {
-            if (now_.bytes <= 0) {
-                if (then_.bytes <= 0) return;
-                now_ = then_;
-                then_.bytes = 0;
+            if (now_.is_done()) {
+                if (then_.is_done()) return;
+                std::swap(now_, then_);
             }
-            _mm_prefetch(now_.at, _MM_HINT_T1);
-            now_.at += 64;
-            now_.bytes -= 64;
+            _mm_prefetch(now_.next(), _MM_HINT_T1);
         }
     }
 
    private:
-    Range now_, then_;
+    PageByPage now_, then_;
     int64_t lines_;
 };
 
@@ -52,57 +78,102 @@ class Pending {
     Sum *room() { return sums_[turn_]; }
     // What is in the room now belongs to `rows` rows of a tile, whose sums so far are in `out`.
     void put(const float *of_rows, int rows, const float *scales, bool is_first, float *out) {
-        add();
-        added_ = {of_rows, rows, scales, is_first, out};
+        add(TILE);
+        waiting_ = {of_rows, rows, scales, is_first, out};
         turn_ = 1 - turn_;
     }
-    void add() {
-        const Sum *sums = sums_[1 - turn_];
-        if (!added_.out) return;
+    // Adds some rows more.
+    __attribute__((always_inline)) void add(int rows) {
+        Waiting &w = waiting_;
+        if (!w.rows) return;
+        rows = std::min(rows, w.rows);
+        const Sum *sums = sums_[1 - turn_] + w.done * PANEL;
+        float *out = w.out + w.done * PANEL;
         if constexpr (std::is_same_v<Sum, float>)
-            add_scaled(sums, added_.rows, added_.scales, added_.is_first, added_.out);
+            add_scaled(sums, rows, w.scales, w.is_first, out);
         else
-            add_scaled(sums, added_.of_rows, added_.rows, added_.scales, added_.is_first, added_.out);
-        added_.out = nullptr;
+            add_scaled(sums, w.of_rows + w.done, rows, w.scales, w.is_first, out);
+        w.done += rows;
+        w.rows -= rows;
     }
 
    private:
-    struct Added {
+    struct Waiting {
         const float *of_rows;
-        int rows;
+        int rows;  // that are not added yet
         const float *scales;
         bool is_first;
         float *out;
+        int done = 0;
     };
     alignas(64) Sum sums_[2][TILE * PANEL];
     int turn_ = 0;
-    Added added_{};
+    Waiting waiting_{};
 };
 
-template <bool MANY>
-static inline void add_columns(Bf16, const uint32_t *a, int rows, const Columns &c, Stream &stream, Pending<float> &, float *sums) {
+// A finished panel's results, which are kept row by row between the products of the next panel: what is computed
+// with vectors, and what memory has to write, takes no time then.
+template <class Keep>
+class Finished {
+   public:
+    Finished(Keep keep, const Tiles &tiles) : keep_(keep), tiles_(tiles) {}
+    // The sums of the tiles first..last; what waited is kept before. `steps` products lie ahead.
+    void put(int64_t panel, int64_t first, int64_t last, const float *sums) {
+        flush();
+        tile_ = first;
+        last_ = last;
+        row_ = 0;
+        now_ = {tiles_.start(first), tiles_.size(first), panel, sums};
+    }
+    // Keeps as many rows as make all `rows` of them in `steps` steps.
+    void pace(int64_t rows, int64_t steps) { pace_ = (rows + steps - 1) / steps; }
+    __attribute__((always_inline)) void keep_some() {
+        for (int64_t i = 0; i < pace_ && tile_ < last_; i++) keep_next();
+    }
+    void flush() {
+        while (tile_ < last_) keep_next();
+    }
+
+   private:
+    Keep keep_;
+    const Tiles &tiles_;
+    int64_t tile_ = 0, last_ = 0, pace_ = 1;
+    int row_ = 0;
+    TileSums now_{};
+
+    __attribute__((always_inline)) void keep_next() {
+        keep_(now_, row_);
+        if (++row_ < now_.rows) return;
+        row_ = 0;
+        if (++tile_ < last_) now_ = {tiles_.start(tile_), tiles_.size(tile_), now_.panel, now_.sums + TILE * PANEL};
+    }
+};
+
+template <bool MANY, class Meanwhile>
+static inline void add_columns(Bf16, const uint32_t *a, int rows, const Columns &c, Meanwhile &meanwhile, Pending<float> &, float *sums) {
     const char *at = (const char *)a;
     if (c.is_first)
         clear_sums<MANY>();
     else
         load_sums<MANY>(sums, PANEL);
     for (int64_t pair = 0; pair < c.pairs; pair += STEP, at += rows * REGISTER_LINE) {
-        stream.fetch();
-        multiply_step<MANY>(at, c.laid + pair * 128);
+        meanwhile.step();
+        multiply_step<MANY, true>(at, c.laid + pair * 128);
     }
     store_sums<MANY>(sums, PANEL);
 }
 
-template <bool MANY, class Kind, class Sum>
-static inline void add_columns(Kind, const uint32_t *a, int rows, const Columns &c, Stream &stream, Pending<Sum> &pending, float *sums) {
+template <bool MANY, class Kind, class Meanwhile, class Sum>
+static inline void add_columns(Kind, const uint32_t *a, int rows, const Columns &c, Meanwhile &meanwhile, Pending<Sum> &pending, float *sums) {
     constexpr bool is_int8 = std::is_same_v<Kind, Int8>;
     constexpr int64_t step = is_int8 ? INT8_STEP : STEP, pair_bytes = is_int8 ? 64 : 128;
     const char *at = (const char *)a;
     for (int64_t begin = 0, nth = 0; begin < c.pairs; begin += BLOCK_PAIRS, nth++) {
         clear_sums<MANY>();
         for (int64_t pair = begin; pair < std::min(c.pairs, begin + BLOCK_PAIRS); pair += step, at += rows * REGISTER_LINE) {
-            for (int64_t i = 0; i < step; i += STEP) stream.fetch();
-            multiply_step<MANY, is_int8>(at, c.laid + pair * pair_bytes);
+            for (int64_t i = 0; i < step; i += STEP) meanwhile.step();
+            pending.add(TILE * step / BLOCK_PAIRS);
+            multiply_step<MANY, true, is_int8>(at, c.laid + pair * pair_bytes);
         }
         store_sums<MANY>(pending.room(), PANEL);
         pending.put(is_int8 ? c.row_scales + nth * rows : nullptr, rows, c.scales + nth * 2, c.is_first && begin == 0, sums);
@@ -119,10 +190,10 @@ class BlockProduct {
    public:
     BlockProduct(const Factor &m, const uint32_t *a, const Tiles &tiles, int64_t first, int64_t last, int64_t begin,
                  int64_t end, Buffer &scratch, Keep keep, Range upcoming)
-        : m_(m), a_(a), tiles_(tiles), first_(first), last_(last), begin_(begin), end_(end), keep_(keep),
+        : m_(m), a_(a), tiles_(tiles), first_(first), last_(last), begin_(begin), end_(end), finished_(keep, tiles),
           slice_(slice_of(m.pairs, m.stored)), panels_at_once_(slice_ < m.pairs ? SLICED_PANELS : 1),
           beyond_{upcoming.at, std::min(upcoming.bytes, FETCHED_BEYOND)} {
-        const int64_t sums_bytes = panels_at_once_ * sums_of_panel() * 4, block_bytes = PAIRS_AT_ONCE * 128;
+        const int64_t sums_bytes = rooms() * sums_of_panel() * 4, block_bytes = AT_ONCE * 128;
         char *own = scratch.get<char>(sums_bytes + block_bytes + m.room());
         sums_ = (float *)own;
         block_ = own + sums_bytes;
@@ -135,15 +206,17 @@ class BlockProduct {
                 const Slice slice{panels, std::min(end_, panels + panels_at_once_), from, std::min(m_.pairs, from + slice_)};
                 for (int64_t panel = slice.first; panel < slice.last; panel++) multiply_slice(slice, panel);
             }
+        finished_.flush();
     }
 
    private:
+    static constexpr int64_t AT_ONCE = PAIRS_AT_ONCE<Kind>;
     static constexpr bool IS_INT8 = std::is_same_v<Kind, Int8>;
     const Factor &m_;
     const uint32_t *a_;
     const Tiles &tiles_;
     const int64_t first_, last_, begin_, end_;
-    Keep keep_;
+    Finished<Keep> finished_;
     const int64_t slice_, panels_at_once_;
     const Range beyond_;
     float *sums_;
@@ -153,6 +226,18 @@ class BlockProduct {
 
     int64_t count() const { return last_ - first_; }
     int64_t sums_of_panel() const { return count() * TILE * PANEL; }
+    // Panels whose sums lie side by side: those of a panel are kept while the next one is multiplied.
+    int64_t rooms() const { return std::max<int64_t>(2, panels_at_once_); }
+
+    // What is done between two products.
+    struct Meanwhile {
+        Stream &stream;
+        Finished<Keep> &finished;
+        __attribute__((always_inline)) void step() {
+            stream.fetch();
+            finished.keep_some();
+        }
+    };
 
     // Columns from pair `from` to `end` of the panels first..last.
     struct Slice {
@@ -161,15 +246,14 @@ class BlockProduct {
 
     void multiply_slice(const Slice &slice, int64_t panel) {
         const Weights weights = m_.open(panel, panel == begin_, room_);
-        float *sums = sums_ + (panel - slice.first) * sums_of_panel();
-        for (int64_t pair = slice.from; pair < slice.end; pair += PAIRS_AT_ONCE) {
-            const int64_t pairs = std::min(PAIRS_AT_ONCE, slice.end - pair);
-            multiply_columns(weights, pair, pairs, next(weights, slice, panel, pair, pairs), sums);
+        float *sums = sums_ + (panel - begin_) % rooms() * sums_of_panel();
+        for (int64_t pair = slice.from; pair < slice.end; pair += AT_ONCE) {
+            const int64_t pairs = std::min(AT_ONCE, slice.end - pair);
+            multiply_columns(weights, slice, pair, pairs, next(weights, slice, panel, pair, pairs), sums);
         }
         if (slice.end < m_.pairs) return;
-        pending_.add();
-        for (int64_t tile = first_; tile < last_; tile++)
-            keep_(tiles_.start(tile), tiles_.size(tile), panel, sums + (tile - first_) * TILE * PANEL);
+        pending_.add(TILE);
+        finished_.put(panel, first_, last_, sums);
     }
 
     // Where the block lies that comes behind this one: in this slice of the panel, in that of the next panel, in the next
@@ -187,7 +271,7 @@ class BlockProduct {
         return slice.last < end_ ? m_.begin(slice.last) : nullptr;
     }
 
-    void multiply_columns(const Weights &weights, int64_t pair, int64_t pairs, const char *next, float *sums) {
+    void multiply_columns(const Weights &weights, const Slice &slice, int64_t pair, int64_t pairs, const char *next, float *sums) {
         const int64_t nth_block = pair / BLOCK_PAIRS;
         Columns columns{weights.panel + pair * m_.pair_bytes(), weights.scales ? weights.scales + nth_block * 2 : nullptr, pairs, nullptr, pair == 0};
         if (IS_INT8)
@@ -196,17 +280,20 @@ class BlockProduct {
             expand_fp8(columns.laid, block_, pairs);
         if (m_.scales) columns.laid = block_;
         // Meanwhile comes the next block, and some of what this thread reads behind the last.
-        const int64_t blocks = (end_ - begin_) * ((m_.pairs + PAIRS_AT_ONCE - 1) / PAIRS_AT_ONCE);
-        Stream stream({next, next ? pairs * m_.pair_bytes() : 0}, beyond_.part(done_++, blocks), PAIRS_AT_ONCE / STEP * count());
+        const int64_t blocks = (end_ - begin_) * ((m_.pairs + AT_ONCE - 1) / AT_ONCE);
+        // And what the panel before has given is kept.
+        finished_.pace(tiles_.start(last_) - tiles_.start(first_), count() * (slice.end - slice.from) / STEP);
+        Stream stream({next, next ? pairs * m_.pair_bytes() : 0}, beyond_.part(done_++, blocks), AT_ONCE / STEP * count());
+        Meanwhile meanwhile{stream, finished_};
         for (int64_t tile = first_; tile < last_; tile++) {
             const int rows = tiles_.size(tile);
-            const uint32_t *own_rows = a_ + tiles_.start(tile) * m_.pairs, *from = own_rows + (IS_INT8 ? pair / 2 : pair) * rows;
+            const uint32_t *own_rows = a_ + (tiles_.start(tile) - tiles_.start(first_)) * m_.pairs, *from = own_rows + (IS_INT8 ? pair / 2 : pair) * rows;
             if (IS_INT8) columns.row_scales = row_scales(own_rows, rows, m_.pairs) + nth_block * rows;
             float *own_sums = sums + (tile - first_) * TILE * PANEL;
             if (rows > REGISTER_ROWS)
-                add_columns<true>(Kind(), from, rows, columns, stream, pending_, own_sums);
+                add_columns<true>(Kind(), from, rows, columns, meanwhile, pending_, own_sums);
             else
-                add_columns<false>(Kind(), from, rows, columns, stream, pending_, own_sums);
+                add_columns<false>(Kind(), from, rows, columns, meanwhile, pending_, own_sums);
         }
     }
 };

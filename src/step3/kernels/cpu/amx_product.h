@@ -64,16 +64,18 @@ static inline __attribute__((always_inline)) void load_sums(const float *out, in
     load_register<3>(out + REGISTER_ROWS * step + STRIP, step * 4);
 }
 
-// sums += the rows at `a` times 16 pairs, or quads of BYTES, of a panel.
-template <bool MANY, bool BYTES = false>
+// sums += the rows at `a` times 16 pairs, or quads of BYTES, of a panel. Rows that are PASSING do not push the panel out
+// of the first-level cache.
+template <bool MANY, bool PASSING, bool BYTES = false>
 static inline __attribute__((always_inline)) void multiply_step(const char *a, const char *panel) {
     load_register<6>(panel, 128);
-    load_register<4>(a, REGISTER_LINE);
+    PASSING ? load_passing<4>(a, REGISTER_LINE) : load_register<4>(a, REGISTER_LINE);
     BYTES ? multiply_bytes<0, 4, 6>() : multiply_registers<0, 4, 6>();
     load_register<7>(panel + 64, 128);
     BYTES ? multiply_bytes<1, 4, 7>() : multiply_registers<1, 4, 7>();
     if (!MANY) return;
-    load_register<5>(a + REGISTER_ROWS * REGISTER_LINE, REGISTER_LINE);
+    const char *second = a + REGISTER_ROWS * REGISTER_LINE;
+    PASSING ? load_passing<5>(second, REGISTER_LINE) : load_register<5>(second, REGISTER_LINE);
     BYTES ? multiply_bytes<2, 5, 6>() : multiply_registers<2, 5, 6>();
     BYTES ? multiply_bytes<3, 5, 7>() : multiply_registers<3, 5, 7>();
 }
@@ -110,7 +112,7 @@ static inline __attribute__((always_inline)) void multiply_steps(const Product &
             const char *now = laid;
             if (pair + STEP < p.pairs) laid = lay(pair + STEP, room[(pair + STEP) / STEP % 2]);
             ahead.fetch();
-            multiply_step<MANY>(a, now);
+            multiply_step<MANY, false>(a, now);
         }
         if (!SCALED) return store_sums<MANY>(p.out, PANEL);
         store_sums<MANY>(sums[block % 2], PANEL);

@@ -110,24 +110,26 @@ struct Scratch {
     }
 };
 
-// A row's scores into weights, given what was the most so far; returns the factor for what was mixed before.
-float soften(float *scores, int64_t seen, int64_t keys, float scale, float &most, float &sum) {
-    float now = most;
-    for (int64_t i = 0; i < seen; i++) {
-        scores[i] *= scale;
-    }
+// A row's scores to probabilities that are not divided yet, `keys` of them, of which the row sees the first `seen`, at
+// least one. Updates what was the most so far, and the sum; returns the factor for what was mixed before.
+float soften(const float *scores, int64_t seen, int64_t keys, float scale, float &most, float &sum, const Place &to) {
+    float now = scores[0];
 #pragma omp simd reduction(max : now)
     for (int64_t i = 0; i < seen; i++) now = scores[i] > now ? scores[i] : now;
-    float added = 0;
-#pragma omp simd reduction(+ : added)
-    for (int64_t i = 0; i < seen; i++) {
-        scores[i] = fast_exp(scores[i] - now);
-        added += scores[i];
+    now = std::max(most, now * scale);
+    float added[PANEL] = {};
+    for (int64_t key = 0; key < keys; key += PANEL) {
+        alignas(64) float y[PANEL];
+        for (int i = 0; i < PANEL; i++) y[i] = fast_exp(scores[key + i] * scale - now);
+        for (int64_t i = std::max<int64_t>(0, seen - key); i < PANEL; i++) y[i] = 0.f;
+        for (int i = 0; i < PANEL; i++) added[i] += y[i];
+        pack_panel(y, key / 2, to);
     }
-    for (int64_t i = seen; i < keys; i++) scores[i] = 0.f;
     const float factor = most == -std::numeric_limits<float>::infinity() ? 0.f : fast_exp(most - now);
     most = now;
-    sum = sum * factor + added;
+    for (int width = PANEL / 2; width; width /= 2)
+        for (int i = 0; i < width; i++) added[i] += added[i + width];
+    sum = sum * factor + added[0];
     return factor;
 }
 
@@ -194,10 +196,13 @@ void attend(const AttentionInputs &inputs, const AttentionTask &task, Buffer &ow
             for (int r = 0; r < count; r++) {
                 const int64_t row = start + r, limit = task.position + row / heads + 1;
                 const int64_t seen = std::max<int64_t>(0, std::min(end, limit) - begin);
-                float *scores = scratch.scores + r * KEYS_AT_ONCE;
-                factors[r] = seen ? soften(scores, seen, pages * PAGE, shape.scale, scratch.most[row], scratch.sum[row]) : 1.f;
-                if (!seen) std::fill(scores, scores + pages * PAGE, 0.f);
-                pack_floats(scores, pages * PAGE, 0, pages * PAGE / 2, Place(scratch.weights, r, count));
+                const Place to(scratch.weights, r, count);
+                factors[r] = 1.f;
+                if (seen)
+                    factors[r] = soften(scratch.scores + r * KEYS_AT_ONCE, seen, pages * PAGE, shape.scale, scratch.most[row],
+                                        scratch.sum[row], to);
+                else
+                    pack_floats(nullptr, 0, 0, pages * PAGE / 2, to);
             }
             for (int64_t channel = 0; channel < dim; channel += PANEL) {
                 const int64_t strip = PAGE * STRIP * 2;

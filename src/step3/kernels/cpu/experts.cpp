@@ -7,137 +7,98 @@
 #include <algorithm>
 #include <utility>
 #include <vector>
-#include "rows.h"
+#include "jobs.h"
 
 using namespace step3;
 
 namespace {
 
-// One of an expert's two products.
-struct Side {
-    Factor factor;
-    int64_t panels;
-    Chunks chunks;
-    Side(const step3_matrix &m, int64_t expert, const Tiles &tiles)
-        : factor(m, tiles.rows, expert), panels(m.num_panels), chunks(tiles, m) {}
-    int64_t units() const { return chunks.count * panels; }
-};
-
-// One expert and the rows that it computes.
-struct Job {
-    int64_t first;  // its first row among those of all jobs
-    Tiles tiles;
-    Side gate_up, down;
-    Job(const step3_matrix &gate_up, const step3_matrix &down, int64_t expert, int64_t first, int64_t rows)
-        : first(first), tiles(rows), gate_up(gate_up, expert, tiles), down(down, expert, tiles) {}
-};
-
-using Jobs = std::vector<Job>;
-
-// The panels of one of the two products, of all jobs.
-//
-// Experts with few rows wait for memory, what every token uses waits for arithmetic: so its panels are spread
-// among those of the experts, and whoever computes them fetches the expert that follows.
-class Panels {
-   public:
-    Panels(const Jobs &jobs, bool always, Side Job::*side) : side_(side) {
-        const int64_t experts = (int64_t)jobs.size() - always;
-        const Job *shared = always ? &jobs.back() : nullptr;
-        const int64_t spread = shared ? (shared->*side).units() : 0;
-        for (int64_t i = 0; i < experts; i++) {
-            add(jobs[(size_t)i], 0, (jobs[(size_t)i].*side).units());
-            if (shared && i + 1 < experts) add(*shared, spread * i / experts, spread * (i + 1) / experts);
-        }
-        if (shared) add(*shared, experts ? spread * (experts - 1) / experts : 0, spread);
-    }
-
-    int64_t units() const { return units_; }
-
-    void expect(Worker &worker) const {
-        const int64_t share = worker.first_run(units()), begin = worker.id() * share;
-        bool is_first = true;
-        cover(begin, begin + share, [&](const Job &job, int64_t, int64_t panel, int64_t last, Range) {
-            const Factor &own = (job.*side_).factor;
-            if (is_first) worker.expect(own.begin(panel), (last - panel) * own.panel_bytes());
-            is_first = false;
-        });
-    }
-
-    // keep(job, row, rows, panel, sums) gets the results.
-    template <class Keep>
-    void run(Worker &worker, const uint32_t *a, int64_t pairs, Keep keep) const {
-        worker.runs(units(), [&](int64_t begin, int64_t end) {
-            cover(begin, end, [&](const Job &job, int64_t chunk, int64_t panel, int64_t last, Range upcoming) {
-                const Side &side = job.*side_;
-                multiply(side.factor, a + job.first * pairs, job.tiles, side.chunks.begin(chunk),
-                         side.chunks.begin(chunk + 1), panel, last, worker.own(),
-                         [&](int64_t row, int count, int64_t at, const float *sums) { keep(job, row, count, at, sums); },
-                         upcoming);
-            });
-        });
-    }
-
-   private:
-    // Some of a job's units: its panels, chunk after chunk.
-    struct Piece {
-        const Job *job;
-        int64_t begin, end;
-    };
-    std::vector<Piece> pieces_;
-    Side Job::*side_;
-    int64_t units_ = 0;
-
-    void add(const Job &job, int64_t begin, int64_t end) {
-        if (begin == end) return;
-        pieces_.push_back({&job, begin, end});
-        units_ += end - begin;
-    }
-
-    // Runs work(job, chunk, first panel, last panel, upcoming) for the units begin..end.
-    template <class Work>
-    void cover(int64_t begin, int64_t end, Work work) const {
-        int64_t before = 0;
-        for (size_t i = 0; i < pieces_.size() && begin < end; i++) {
-            const Piece &piece = pieces_[i];
-            const int64_t own = (piece.job->*side_).panels, behind = before + piece.end - piece.begin;
-            while (begin < std::min(end, behind)) {
-                const int64_t unit = piece.begin + begin - before, chunk = unit / own, panel = unit % own;
-                const int64_t last = std::min(own, panel + std::min(end, behind) - begin);
-                begin += last - panel;
-                const bool continues = begin == behind && begin < end && i + 1 < pieces_.size();
-                work(*piece.job, chunk, panel, last, continues ? fetched(pieces_[i + 1], end - begin) : Range{});
-            }
-            before = behind;
-        }
-    }
-
-    // What to fetch of a piece: with more than a tile of rows it will have the time to do so itself.
-    Range fetched(const Piece &piece, int64_t units) const {
-        const Factor &factor = (piece.job->*side_).factor;
-        // Weights that stay as they are stored do not lie side by side.
-        if (piece.job->tiles.count > 1 || factor.stored) return {};
-        const int64_t bytes = factor.panel_bytes(), until = std::min(piece.end, piece.begin + units);
-        return {factor.panels + piece.begin * bytes, (until - piece.begin) * bytes};
-    }
-};
+// The first product ends in SwiGLU: a row's 16 inner activations of a panel, into its tile of the next product.
+void keep_inner(const TileSums &sums, int r, uint32_t *tile) {
+    const float *gate = sums.of(r), *up = gate + STRIP;
+    // Two loops: with numbers of 16 bits in it the compiler takes vectors of half the width.
+    alignas(64) float wide[STRIP];
+    alignas(64) uint16_t mixed[STRIP];
+    for (int i = 0; i < STRIP; i++) wide[i] = silu(gate[i]) * up[i];
+    round_to_bf16(wide, STRIP, mixed);
+    const Place to(tile, r, sums.rows);
+    constexpr int run = RUN == 1 ? 1 : STRIP / 2;
+    for (int i = 0; i < STRIP / 2; i += run) memcpy(to.pair(sums.panel * (STRIP / 2) + i), mixed + 2 * i, run * 4);
+}
 
 // out[begin..end] = the rows of a token's choices, weighted, and what every token uses. All rows are read at
 // once: each by itself would wait for memory.
-void sum_choices(const float *rows, const int64_t *place, const float *weights, int64_t choices, const float *always,
+void sum_choices(const uint16_t *rows, const int64_t *place, const float *weights, int64_t choices, const uint16_t *always,
                  int64_t hidden, int64_t begin, int64_t end, uint16_t *out) {
     for (int64_t at = begin; at < end; at += PANEL) {
         const int64_t count = std::min<int64_t>(PANEL, end - at);
         float sum[PANEL] = {};
         for (int64_t k = 0; k < choices; k++) {
             if (place[k] < 0) continue;
-            const float *from = rows + place[k] * hidden + at, weight = weights[k];
-            for (int64_t i = 0; i < count; i++) sum[i] += weight * from[i];
+            const uint16_t *from = rows + place[k] * hidden + at;
+            const float weight = weights[k];
+            for (int64_t i = 0; i < count; i++) sum[i] += weight * float_of_bf16(from[i]);
         }
         if (always)
-            for (int64_t i = 0; i < count; i++) sum[i] += always[at + i];
+            for (int64_t i = 0; i < count; i++) sum[i] += float_of_bf16(always[at + i]);
         round_to_bf16(sum, count, out + at);
     }
 }
+
+// The rows of the jobs and what is computed of them.
+struct Rows {
+    const uint16_t *x;        // [tokens, hidden]
+    const int64_t *token_of;  // [rows]
+    int64_t hidden;
+    uint16_t *outer;  // [rows, hidden]
+    bool is_large;
+
+    // A tile of a job, as its first product reads it.
+    void pack(const Job &job, int64_t tile, uint32_t *to, Buffer &own) const {
+        const int count = job.tiles.size(tile);
+        const int64_t row = job.first + job.tiles.start(tile);
+        const Factor &factor = job.gate_up.factor;
+        const uint16_t *rows[TILE];
+        for (int r = 0; r < count; r++) rows[r] = x + token_of[row + r] * hidden;
+        pack_tile(rows, count, hidden, factor.pairs, to);
+        if (factor.narrow) narrow_tile(to, count, factor.pairs, own);
+    }
+
+    // What no panel of the first product writes of the second one's tile.
+    void pad(const Job &job, int64_t tile, uint32_t *to) const {
+        pad_tile(to, job.tiles.size(tile), job.gate_up.panels * (STRIP / 2), job.down.factor.pairs);
+    }
+
+    void narrow(const Job &job, int64_t tile, uint32_t *to, Buffer &own) const {
+        const Factor &factor = job.down.factor;
+        if (factor.narrow) narrow_tile(to, job.tiles.size(tile), factor.pairs, own);
+    }
+
+    void keep_outer(const Job &job, const TileSums &sums, int r) const {
+        const int64_t column = sums.panel * PANEL;
+        keep_rounded(outer + (job.first + sums.row + r) * hidden + column, sums.of(r), columns_left(hidden, column), is_large);
+    }
+
+    // A job by one thread: what lies between the products stays in its second-level cache.
+    void compute(const Job &job, Worker &worker) const {
+        const Factor &first = job.gate_up.factor, &second = job.down.factor;
+        const int64_t count = job.tiles.count;
+        uint32_t *packed = worker.rows().get<uint32_t>(job.tiles.rows * (first.pairs + second.pairs));
+        uint32_t *inner = packed + job.tiles.rows * first.pairs;
+        auto inner_tile = [&](int64_t row) { return inner + row * second.pairs; };
+        for (int64_t tile = 0; tile < count; tile++) {
+            const int64_t row = job.tiles.start(tile);
+            pack(job, tile, packed + row * first.pairs, worker.own());
+            pad(job, tile, inner_tile(row));
+        }
+        const Range upcoming = second.stored ? Range{} : Range{second.begin(0), second.panel_bytes() * job.down.panels};
+        multiply(first, packed, job.tiles, 0, count, 0, job.gate_up.panels, worker.own(),
+                 [&](const TileSums &sums, int r) { keep_inner(sums, r, inner_tile(sums.row)); }, upcoming);
+        for (int64_t tile = 0; tile < count; tile++) narrow(job, tile, inner_tile(job.tiles.start(tile)), worker.own());
+        multiply(second, inner, job.tiles, 0, count, 0, job.down.panels, worker.own(),
+                 [&](const TileSums &sums, int r) { keep_outer(job, sums, r); });
+    }
+};
 }  // namespace
 
 extern "C" void step3_ffn_forward(Workspace *workspace, int64_t threads, const step3_ffn *ffn, const uint16_t *x,
@@ -157,11 +118,9 @@ extern "C" void step3_ffn_forward(Workspace *workspace, int64_t threads, const s
     for (int64_t e = 0; e < experts; e++) starts[(size_t)e + 1] += starts[(size_t)e];
     const int64_t chosen = experts ? starts[(size_t)experts] : 0, rows = chosen + (always ? tokens : 0);
     int64_t *token_of = workspace->buffers[1].get<int64_t>(rows);
-    std::vector<Job> jobs;
-    for (int64_t e = 0; e < experts; e++) {
-        int64_t count = starts[(size_t)e + 1] - starts[(size_t)e];
-        if (count) jobs.emplace_back(ffn->gate_up, ffn->down, e, starts[(size_t)e], count);
-    }
+    Jobs jobs;
+    for (int64_t e = 0; e < experts; e++)
+        jobs.add(ffn->gate_up, ffn->down, e, starts[(size_t)e], starts[(size_t)e + 1] - starts[(size_t)e]);
     for (int64_t i = 0; experts && i < tokens * top_k; i++) {
         int64_t expert = ids[i] - ffn->first;
         place[i] = expert >= 0 && expert < experts ? starts[(size_t)expert]++ : -1;
@@ -169,64 +128,47 @@ extern "C" void step3_ffn_forward(Workspace *workspace, int64_t threads, const s
     }
     if (always) {
         for (int64_t t = 0; t < tokens; t++) token_of[chosen + t] = t;
-        jobs.emplace_back(ffn->always_gate_up, ffn->always_down, 0, chosen, tokens);
+        jobs.add(ffn->always_gate_up, ffn->always_down, 0, chosen, tokens);
     }
+    jobs.share(threads);
     int64_t inner_pairs = 0;
     bool narrows = false;
     std::vector<std::pair<const Job *, int64_t>> tiles;
-    for (const Job &job : jobs) {
+    for (const Job &job : jobs.shared) {
         inner_pairs = std::max(inner_pairs, job.down.factor.pairs);
         narrows = narrows || job.down.factor.narrow;
         for (int64_t tile = 0; tile < job.tiles.count; tile++) tiles.emplace_back(&job, tile);
     }
     uint32_t *packed = workspace->buffers[2].get<uint32_t>(rows * pairs);
     uint32_t *inner = workspace->buffers[3].get<uint32_t>(rows * inner_pairs);
-    float *outer = workspace->buffers[4].get<float>(rows * hidden);
-    const bool is_large = rows * hidden * 4 > BEYOND_CACHES;
+    uint16_t *outer = workspace->buffers[4].get<uint16_t>(rows * hidden);
+    const Rows all{x, token_of, hidden, outer, rows * hidden * 2 > BEYOND_CACHES};
+    auto inner_tile = [&](const Job &job, int64_t row) { return inner + job.first * inner_pairs + row * job.down.factor.pairs; };
 
-    const Panels inner_product(jobs, always, &Job::gate_up);
-    const Panels outer_product(jobs, always, &Job::down);
+    const bool spreads = always && jobs.whole.empty();
+    const Panels inner_product(jobs.shared, spreads, &Job::gate_up);
+    const Panels outer_product(jobs.shared, spreads, &Job::down);
 
     run(*workspace, threads, [&](Worker &worker) {
         inner_product.expect(worker);
         worker.each((int64_t)tiles.size(), [&](int64_t i) {
             const auto &[job, tile] = tiles[(size_t)i];
-            const int count = job->tiles.size(tile);
-            const int64_t row = job->first + job->tiles.start(tile);
-            const uint16_t *own[TILE];
-            for (int r = 0; r < count; r++) own[r] = x + token_of[row + r] * hidden;
-            pack_tile(own, count, hidden, pairs, packed + row * pairs);
-            if (job->gate_up.factor.narrow) narrow_tile(packed + row * pairs, count, pairs, worker.own());
-            pad_tile(inner + job->first * inner_pairs + job->tiles.start(tile) * job->down.factor.pairs, count,
-                     job->gate_up.panels * (STRIP / 2), job->down.factor.pairs);
+            const int64_t row = job->tiles.start(tile);
+            all.pack(*job, tile, packed + (job->first + row) * pairs, worker.own());
+            all.pad(*job, tile, inner_tile(*job, row));
         });
+        worker.take((int64_t)jobs.whole.size(), [&](int64_t i) { all.compute(jobs.whole[(size_t)i], worker); });
         outer_product.expect(worker);
-        inner_product.run(worker, packed, pairs, [&](const Job &job, int64_t row, int count, int64_t panel, const float *sums) {
-            uint32_t *tile = inner + job.first * inner_pairs + row * job.down.factor.pairs;
-            for (int r = 0; r < count; r++) {
-                const float *gate = sums + r * PANEL, *up = gate + STRIP;
-                // Two loops: with numbers of 16 bits in it the compiler takes vectors of half the width.
-                alignas(64) float wide[STRIP];
-                alignas(64) uint16_t mixed[STRIP];
-                for (int i = 0; i < STRIP; i++) wide[i] = silu(gate[i]) * up[i];
-                round_to_bf16(wide, STRIP, mixed);
-                const Place to(tile, r, count);
-                constexpr int run = RUN == 1 ? 1 : STRIP / 2;
-                for (int i = 0; i < STRIP / 2; i += run) memcpy(to.pair(panel * (STRIP / 2) + i), mixed + 2 * i, run * 4);
-            }
+        inner_product.run(worker, packed, pairs, [&](const Job &job, const TileSums &sums, int r) {
+            keep_inner(sums, r, inner_tile(job, sums.row));
         });
         if (narrows)
             worker.each((int64_t)tiles.size(), [&](int64_t i) {
                 const auto &[job, tile] = tiles[(size_t)i];
-                uint32_t *at = inner + job->first * inner_pairs + job->tiles.start(tile) * job->down.factor.pairs;
-                if (job->down.factor.narrow) narrow_tile(at, job->tiles.size(tile), job->down.factor.pairs, worker.own());
+                all.narrow(*job, tile, inner_tile(*job, job->tiles.start(tile)), worker.own());
             });
-        outer_product.run(worker, inner, inner_pairs, [&](const Job &job, int64_t row, int count, int64_t panel, const float *sums) {
-            const int64_t column = panel * PANEL;
-            const int size = columns_left(hidden, column);
-            for (int r = 0; r < count; r++)
-                keep_columns(outer + (job.first + row + r) * hidden + column, sums + r * PANEL, size, is_large);
-        });
+        outer_product.run(worker, inner, inner_pairs,
+                          [&](const Job &job, const TileSums &sums, int r) { all.keep_outer(job, sums, r); });
         // Summed by token in the order of its choices: independent of the batch around it. A few tokens are
         // cut into columns, so that all threads have some.
         const int64_t parts = tokens >= 4 * worker.size() ? 1 : worker.size(), width = (hidden + parts - 1) / parts;

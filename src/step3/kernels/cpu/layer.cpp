@@ -20,7 +20,7 @@ struct Layer {
     float *chosen;
     Tiles tiles;
     uint32_t *normed, *inter, *mixed;  // tiles
-    float *qkv, *query, *wide;         // wide: x before it is rounded
+    float *qkv, *query, *attended;
 
     int64_t qkv_size() const { return weights.qkv.rows; }
 
@@ -47,21 +47,21 @@ struct Layer {
         pack_floats(out, size, 0, weights.wq.pairs, Place(inter, tiles, token, weights.wq.pairs));
     }
 
-    // x = norm(hidden), for the FFN.
-    void end(int64_t token) const {
+    // hidden += attention; out = norm(hidden), in bf16 for the FFN
+    void end(int64_t token, float *out) const {
         const int64_t size = shape.hidden;
-        const float *row = hidden + token * size;
-        float *out = wide + token * size;
+        float *row = hidden + token * size;
+        const float *more = attended + token * size;
+        for (int64_t i = 0; i < size; i++) row[i] += more[i];
         const float scale = inverse_rms(row, size, shape.eps);
         for (int64_t i = 0; i < size; i++) out[i] = row[i] * scale * weights.ffn_norm[i];
         round_to_bf16(out, size, x + token * size);
     }
 
-    // Logits of some tokens for the experts begin..end.
-    void score(int64_t first, int64_t last, int64_t begin, int64_t end, float *logits) const {
-        const int64_t size = shape.hidden, step = shape.experts;
-        const FloatFactors factors{wide + first * size, weights.router + begin * size, size};
-        multiply_floats(factors, last - first, end - begin, logits + first * step + begin, step);
+    // Logits of some tokens, whose normed hidden states are `rows`, for the experts begin..end.
+    void score(const float *rows, int64_t count, int64_t begin, int64_t end, float *logits) const {
+        const FloatFactors factors{rows, weights.router + begin * shape.hidden, shape.hidden};
+        multiply_floats(factors, count, end - begin, logits + begin, shape.experts);
     }
 
     // The best of softmax(logits), best first and of equals the first. Overwrites the logits.
@@ -116,7 +116,9 @@ extern "C" void step3_attend_layer(Workspace *workspace, int64_t threads, const 
                 buffers[5].get<float>(tokens * size)};
     const AttentionPlan plan(*shape, *batch);
     float *partials = buffers[6].get<float>(plan.partials * heads * (dim + 2));
-    float *logits = buffers[7].get<float>(tokens * shape->experts);
+    // Of a few tokens all threads take some experts' logits; of many each takes some tokens.
+    const bool are_few = tokens < 4 * threads;
+    float *logits = are_few ? buffers[7].get<float>(tokens * (size + shape->experts)) : nullptr;
     const AttentionInputs inputs{*shape, *batch, layer.query, keys, values, {partials, heads, dim}, true};
     KeepMixed keep = [](void *given, int64_t token, int64_t head, const float *mixed) {
         auto &own = *(Layer *)given;
@@ -125,14 +127,12 @@ extern "C" void step3_attend_layer(Workspace *workspace, int64_t threads, const 
         const int64_t until = head + 1 == own.shape.heads ? pairs : (head + 1) * width;
         pack_floats(mixed, own.shape.head_dim, head * width, until, Place(own.mixed, own.tiles, token, pairs));
     };
-    // Rows of a panel's result to a float matrix.
+    // A panel's results to a float matrix.
     auto copy_to = [tokens](float *out, int64_t columns) {
         const bool is_large = tokens * columns * 4 > BEYOND_CACHES;
-        return [out, columns, is_large](int64_t row, int count, int64_t panel, const float *sums) {
-            const int64_t column = panel * PANEL;
-            const int left = columns_left(columns, column);
-            for (int r = 0; r < count; r++)
-                keep_columns(out + (row + r) * columns + column, sums + r * PANEL, left, is_large);
+        return [out, columns, is_large](const TileSums &sums, int r) {
+            const int64_t column = sums.panel * PANEL;
+            keep_columns(out + (sums.row + r) * columns + column, sums.of(r), columns_left(columns, column), is_large);
         };
     };
     run(*workspace, threads, [&](Worker &worker) {
@@ -150,28 +150,22 @@ extern "C" void step3_attend_layer(Workspace *workspace, int64_t threads, const 
             worker.each((int64_t)plan.merges.size(), [&](int64_t i) {
                 merge(inputs, plan.merges[(size_t)i], worker.own(), keep, &layer);
             });
-        multiply_all(worker, weights->o_proj, layer.mixed, tokens,
-                     [&](int64_t row, int count, int64_t panel, const float *sums) {
-                         const int64_t column = panel * PANEL, left = columns_left(size, column);
-                         for (int r = 0; r < count; r++) {
-                             float *to = hidden + (row + r) * size + column;
-                             for (int64_t i = 0; i < left; i++) to[i] += sums[r * PANEL + i];
-                         }
-                     });
-        worker.each(tokens, [&](int64_t token) { layer.end(token); });
-        if (!weights->router) return;
-        // Few tokens: the router's rows are shared among the threads.
-        const int64_t experts = shape->experts, rows = tokens < 4 * worker.size() ? tokens : FLOAT_ROWS;
-        const int64_t columns = rows == tokens ? (experts + worker.size() - 1) / worker.size() : experts;
-        const int64_t parts = (experts + columns - 1) / columns;
-        worker.each((tokens + rows - 1) / rows * parts, [&](int64_t task) {
-            const int64_t first = task / parts * rows, last = std::min(tokens, first + rows);
-            const int64_t begin = task % parts * columns, end = std::min(experts, begin + columns);
-            layer.score(first, last, begin, end, logits);
-            if (parts == 1)
-                for (int64_t t = first; t < last; t++) layer.choose(t, logits + t * experts);
+        multiply_all(worker, weights->o_proj, layer.mixed, tokens, copy_to(layer.attended, size));
+        const int64_t experts = shape->experts, at_once = are_few ? 1 : FLOAT_ROWS;
+        worker.each((tokens + at_once - 1) / at_once, [&](int64_t group) {
+            const int64_t first = group * at_once, count = std::min(at_once, tokens - first);
+            float *rows = are_few ? logits + tokens * experts + first * size : worker.own().get<float>(at_once * (size + experts));
+            for (int64_t t = 0; t < count; t++) layer.end(first + t, rows + t * size);
+            if (are_few || !weights->router) return;
+            float *own = rows + at_once * size;
+            layer.score(rows, count, 0, experts, own);
+            for (int64_t t = 0; t < count; t++) layer.choose(first + t, own + t * experts);
         });
-        if (parts > 1 && worker.id() == 0)
+        if (!are_few || !weights->router) return;
+        worker.each(worker.size(), [&](int64_t part) {
+            layer.score(logits + tokens * experts, tokens, experts * part / worker.size(), experts * (part + 1) / worker.size(), logits);
+        });
+        if (worker.id() == 0)
             for (int64_t t = 0; t < tokens; t++) layer.choose(t, logits + t * experts);
     });
 }

@@ -21,9 +21,9 @@ void multiply_rows(Workspace &workspace, int64_t threads, const step3_matrix &m,
             }
             pack_tile(own, tiles.size(tile), columns, m.pairs, packed + tiles.start(tile) * m.pairs);
         });
-        multiply_all(worker, m, packed, rows, [&](int64_t row, int count, int64_t panel, const float *sums) {
-            const int64_t column = panel * PANEL;
-            for (int r = 0; r < count; r++) keep(row + r, column, columns_left(m.rows, column), sums + r * PANEL);
+        multiply_all(worker, m, packed, rows, [&](const TileSums &sums, int r) {
+            const int64_t column = sums.panel * PANEL;
+            keep(sums.row + r, column, columns_left(m.rows, column), sums.of(r));
         });
     });
 }

@@ -17,10 +17,10 @@ template <class Keep>
 static inline void multiply_in_place(const Factor &m, const uint32_t *a, int64_t row, int rows, int64_t begin, int64_t end,
                                      Keep keep) {
     alignas(64) float out[TILE * PANEL];
-    const Product p{a + row * m.pairs, rows, nullptr, m.pairs, nullptr, nullptr, 0, out};
+    const Product p{a, rows, nullptr, m.pairs, nullptr, nullptr, 0, out};
     for (int64_t panel = begin; panel < end; panel++) {
         m.multiply_in_place(panel, panel == begin, panel + 1 == end, p, rows);
-        keep(row, rows, panel, out);
+        for (int r = 0; r < rows; r++) keep(TileSums{row, rows, panel, out}, r);
     }
 }
 
@@ -32,15 +32,15 @@ static inline void multiply_stream(const Factor &m, const uint32_t *a, int64_t r
     const int64_t bytes = m.panel_bytes(), ahead = m.scales ? AHEAD_OF_FP8 : AHEAD;
     for (int64_t panel = begin; panel < end; panel++) {
         const Weights weights = m.open(panel, panel == begin, nullptr);
-        const Product p{a + row * m.pairs, rows, weights.panel, m.pairs, weights.scales, weights.panel + ahead, bytes / m.pairs, out};
+        const Product p{a, rows, weights.panel, m.pairs, weights.scales, weights.panel + ahead, bytes / m.pairs, out};
         multiply_tile_of(p, rows, m.scales);
-        keep(row, rows, panel, out);
+        for (int r = 0; r < rows; r++) keep(TileSums{row, rows, panel, out}, r);
     }
 }
 
-// All rows of packed activations, or tiles first..last of them, times panels begin..end of a matrix.
-// `keep(row, rows, panel, out)` gets each result: `rows` rows from `row` on, [rows][32]. `upcoming` is fetched
-// where there is more to compute than to read.
+// The tiles first..last of packed activations, which begin at `a`, times panels begin..end of a matrix.
+// `keep(sums, r)` gets each row's result, r being its number in the tile. `upcoming` is fetched where there is more
+// to compute than to read.
 template <class Keep>
 static inline void multiply(const Factor &m, const uint32_t *a, const Tiles &tiles, int64_t first, int64_t last,
                             int64_t begin, int64_t end, Buffer &scratch, Keep keep, Range upcoming = {}) {

@@ -17,6 +17,15 @@ struct Product {
     float *out;
 };
 
+// What a panel gives of a tile: [rows][32] sums, of the rows from `row` on.
+struct TileSums {
+    int64_t row;
+    int rows;
+    int64_t panel;
+    const float *sums;
+    const float *of(int r) const { return sums + r * 32; }
+};
+
 // Runs body(R, done) for groups of at most MOST rows: their number R is a constant to the compiler, `done` rows came before.
 template <int MOST, class Body>
 static inline void each_group(int rows, Body body) {

@@ -10,10 +10,11 @@ namespace step3 {
 static inline void round_to_bf16(const float *x, int64_t size, uint16_t *out) {
     int64_t i = 0;
 #if defined(__AVX512BF16__)
-    for (; i + LANES <= size; i += LANES) {
-        const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(load(x + i));
-        _mm256_storeu_si256((__m256i *)(out + i), rounded);
-    }
+    // Whole lines: what is stored in halves and loaded whole waits until it has reached the cache.
+    for (; i + 2 * LANES <= size; i += 2 * LANES)
+        _mm512_storeu_si512(out + i, (__m512i)_mm512_cvtne2ps_pbh(load(x + i + LANES), load(x + i)));
+    for (; i + LANES <= size; i += LANES)
+        _mm256_storeu_si256((__m256i *)(out + i), (__m256i)_mm512_cvtneps_pbh(load(x + i)));
 #endif
     for (; i < size; i++) out[i] = (uint16_t)bf16_bits(x[i]);
 }
@@ -51,6 +52,13 @@ static inline void pack_floats(const float *x, int64_t size, int64_t begin, int6
     }
 }
 
+// 32 floats into a row's pairs from `pair` on, which begins a run.
+static inline void pack_panel(const float *x, int64_t pair, const Place &to) {
+    alignas(64) uint16_t rounded[PANEL];
+    round_to_bf16(x, PANEL, rounded);
+    for (int i = 0; i < PANEL / 2; i += RUN) memcpy(to.pair(pair + i), rounded + 2 * i, RUN * 4);
+}
+
 // Runs task(row) for all rows, shared among the threads. Where there are tiles enough a thread takes a whole one, if
 // rows of a tile lie in the same cache lines: two threads would take them from each other.
 template <class Task>
@@ -64,12 +72,23 @@ static inline void each_row(Worker &worker, const Tiles &tiles, Task task) {
 // Rows of bf16 that make a whole tile: written from front to back.
 static inline void pack_tile(const uint16_t *const *rows, int count, int64_t size, int64_t pairs, uint32_t *to) {
     const int64_t whole = size / (2 * RUN) * RUN, begin = whole * count;
-    for (int64_t i = 0; i < whole; i += RUN)
-        for (int r = 0; r < count; r++, to += RUN) memcpy(to, rows[r] + 2 * i, RUN * 4);
+    if constexpr (RUN == 1) {
+        for (int64_t i = 0; i < whole; i++)
+            for (int r = 0; r < count; r++) memcpy(to + i * count + r, rows[r] + 2 * i, 4);
+    } else {
+        // Row by row: the processor foresees what comes of one row, not what comes of 32 by turns.
+        for (int r = 0; r < count; r++) {
+            const char *next = (const char *)rows[r + 1 < count ? r + 1 : r];
+            for (int64_t i = 0; i < whole; i += RUN) {
+                _mm_prefetch(next + i * 4, _MM_HINT_T0);
+                memcpy(to + i * count + r * RUN, rows[r] + 2 * i, RUN * 4);
+            }
+        }
+    }
     if (whole == pairs) return;
-    memset(to, 0, (size_t)((pairs - whole) * count * 4));
+    memset(to + begin, 0, (size_t)((pairs - whole) * count * 4));
     for (int r = 0; r < count; r++) {
-        const Place place(to - begin, r, count);
+        const Place place(to, r, count);
         memcpy(place.pair(whole), rows[r] + 2 * whole, (size_t)(size - 2 * whole) * 2);
     }
 }
@@ -88,20 +107,24 @@ static inline int columns_left(int64_t columns, int64_t column) {
 // Copies what a panel gives of a row. A matrix that is larger than the caches is written past them, as nobody
 // reads it before it is whole; the barrier behind the product, a locked instruction, makes all wait for it.
 constexpr int64_t BEYOND_CACHES = (HAS_AMX ? 2 : 16) << 20;  // bytes
-static inline void keep_columns(float *to, const float *sums, int size, bool is_large) {
-    if (size < PANEL || (uintptr_t)to % 64) {
-        memcpy(to, sums, (size_t)size * 4);
+template <class Number>
+static inline void keep_columns(Number *to, const Number *sums, int size, bool is_large) {
+    if (size < PANEL || !is_large || (uintptr_t)to % 64) {
+        memcpy(to, sums, (size_t)size * sizeof(Number));
         return;
     }
-    if (!is_large) {
-        memcpy(to, sums, PANEL * 4);
-        return;
-    }
-    for (size_t at = 0; at < PANEL * 4; at += sizeof(Lanes)) {
+    for (size_t at = 0; at < PANEL * sizeof(Number); at += sizeof(Lanes)) {
         Lanes part;
         memcpy(&part, (const char *)sums + at, sizeof part);
         stream_lanes((char *)to + at, part);
     }
+}
+
+// The same in bf16.
+static inline void keep_rounded(uint16_t *to, const float *sums, int size, bool is_large) {
+    alignas(64) uint16_t rounded[PANEL];
+    round_to_bf16(sums, PANEL, rounded);
+    keep_columns(to, rounded, size, is_large);
 }
 
 // Ranges of the rows of a product: those that stay in the second-level cache while panels pass.
@@ -141,8 +164,8 @@ static inline void multiply_all(Worker &worker, const step3_matrix &m, uint32_t 
         while (begin < end) {
             int64_t chunk = begin / m.num_panels, panel = begin % m.num_panels;
             int64_t last = panel + (end - begin) < m.num_panels ? panel + (end - begin) : m.num_panels;
-            multiply(factor, a, tiles, chunks.begin(chunk), chunks.begin(chunk + 1), panel, last,
-                     worker.own(), keep);
+            const int64_t first = chunks.begin(chunk);
+            multiply(factor, a + tiles.start(first) * m.pairs, tiles, first, chunks.begin(chunk + 1), panel, last, worker.own(), keep);
             begin += last - panel;
         }
     });

@@ -53,7 +53,7 @@ struct Workspace {
     alignas(64) std::atomic<int> arrived{0};
     alignas(64) std::atomic<int> generation{0};
     Buffer buffers[NUM_BUFFERS];
-    Buffer own[MAX_THREADS];
+    Buffer own[MAX_THREADS], rows[MAX_THREADS];
 };
 
 namespace step3 {
@@ -63,8 +63,9 @@ class Worker {
     Worker(Workspace &workspace, int id, int size) : workspace_(workspace), id_(id), size_(size) {}
     int id() const { return id_; }
     int size() const { return size_; }
-    // Memory of this thread alone.
+    // Memory of this thread alone: for a product, and for the rows that it takes.
     Buffer &own() const { return workspace_.own[id_]; }
+    Buffer &rows() const { return workspace_.rows[id_]; }
 
     // Tasks that each thread takes first in `runs`.
     int64_t first_run(int64_t count) const { return count / (3 * size_); }
@@ -98,14 +99,20 @@ class Worker {
         next_ = next_end_;
     }
 
-    // Runs task(i) for each i below `count`, shared among the threads, then waits for all.
+    // Runs task(i) for each i below `count`, shared among the threads.
     template <class Task>
-    void each(int64_t count, Task task) {
+    void take(int64_t count, Task task) {
         auto &counter = workspace_.counters[phase_++].value;
         // Several at a time where there are many: a counter that all threads take turns at is slow.
         const int64_t step = std::clamp<int64_t>(count / (16 * size_), 1, 8);
         for (int64_t i; (i = counter.fetch_add(step, std::memory_order_relaxed)) < count;)
             for (int64_t end = std::min(count, i + step); i < end; i++) task(i);
+    }
+
+    // The same, and waits for all.
+    template <class Task>
+    void each(int64_t count, Task task) {
+        take(count, task);
         barrier();
     }
 

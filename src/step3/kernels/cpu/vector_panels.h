@@ -29,7 +29,7 @@ static inline void multiply_panels(const Factor &m, const uint32_t *a, const Til
             const int64_t row = tiles.start(tile), nth = tile - first;
             const int rows = tiles.size(tile);
             p.row_step = rows;
-            p.a = a + row * m.pairs;
+            p.a = a + (row - tiles.start(first)) * m.pairs;
             // The first tiles fetch the next panel, the others what comes behind all panels.
             if (m.stored && count > 1 && nth < 2) {
                 p.ahead = weights.next[nth];
@@ -50,7 +50,7 @@ static inline void multiply_panels(const Factor &m, const uint32_t *a, const Til
                 multiply_narrow_tile(p, rows);
             else
                 multiply_tile_of(p, rows, is_fp8);
-            keep(row, rows, panel, out);
+            for (int r = 0; r < rows; r++) keep(TileSums{row, rows, panel, out}, r);
         }
     }
 }

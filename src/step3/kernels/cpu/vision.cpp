@@ -74,15 +74,13 @@ float soften(const Heads &heads, const float *scores, int64_t step, const Place 
     for (int64_t panel = 0; panel < heads.length_panels(); panel++) {
         const int left = columns_left(heads.length, panel * PANEL);
         alignas(64) float y[PANEL];
-        alignas(64) uint16_t rounded[PANEL];
         for (int i = 0; i < PANEL; i++) y[i] = fast_exp((scores[panel * step + i] - most) * scale);
         for (int i = left; i < PANEL; i++) y[i] = 0;
         float sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int i = 0; i < PANEL; i++) sum += y[i];
         total += sum;
-        round_to_bf16(y, PANEL, rounded);
-        for (int i = 0; i < PANEL / 2; i += RUN) memcpy(to.pair(panel * (PANEL / 2) + i), rounded + 2 * i, RUN * 4);
+        pack_panel(y, panel * (PANEL / 2), to);
     }
     return total;
 }
