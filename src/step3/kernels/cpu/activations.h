@@ -15,7 +15,7 @@ constexpr int RUN = HAS_AMX ? 16 : 1;          // pairs of a row that lie side b
 
 // Rows that pass a panel while it is in the cache: with tile registers as many as fit into the second level.
 constexpr int64_t SLICE_PAIRS = 1024;  // of long rows, that pass some panels before the next ones do (amx_blocks.h)
-constexpr int64_t CHUNK_BYTES = 1 << 20, MIN_CHUNK_ROWS = HAS_AMX ? 64 : 288, MAX_CHUNK_ROWS = HAS_AMX ? 512 : 288;
+constexpr int64_t CHUNK_BYTES = 3 << 18, MIN_CHUNK_ROWS = HAS_AMX ? 64 : 288, MAX_CHUNK_ROWS = HAS_AMX ? 512 : 288;
 
 // Rows of an expert that a thread takes through both of its products, whose activations then stay in the second-level
 // cache; fewer than so many are not worth reading the weights for.

@@ -8,6 +8,9 @@ using namespace step3;
 
 namespace {
 
+// Fewer tokens are not worth reading the projections for.
+constexpr int64_t MIN_PREPARED_ROWS = 128;
+
 struct Layer {
     const step3_shape &shape;
     const step3_attention &weights;
@@ -19,32 +22,67 @@ struct Layer {
     int64_t *ids;
     float *chosen;
     Tiles tiles;
-    uint32_t *normed, *inter, *mixed;  // tiles
-    float *qkv, *query, *attended;
+    uint32_t *mixed;  // tiles
+    float *query, *attended;
 
-    int64_t qkv_size() const { return weights.qkv.rows; }
-
-    // hidden += answer; normed = norm(hidden)
-    void begin(int64_t token, Buffer &own) const {
+    // hidden += answer; norm(hidden) for q, k and v
+    void begin(int64_t token, const Place &to, Buffer &own) const {
         const int64_t size = shape.hidden;
         float *row = hidden + token * size, *out = own.get<float>(size);
         if (answer)
             for (int64_t i = 0; i < size; i++) row[i] += float_of_bf16(answer[token * size + i]);
         const float scale = inverse_rms(row, size, shape.eps);
         for (int64_t i = 0; i < size; i++) out[i] = row[i] * scale * weights.input_norm[i];
-        pack_floats(out, size, 0, weights.qkv.pairs, Place(normed, tiles, token, weights.qkv.pairs));
+        pack_floats(out, size, 0, weights.qkv.pairs, to);
     }
 
     // q_proj's part is normed for wq; key and value go into the cache.
-    void split(int64_t token, Buffer &own) const {
+    void split(int64_t token, const float *row, const Place &to, Buffer &own) const {
         const int64_t size = shape.share_q, dim = shape.head_dim;
-        const float *row = qkv + token * qkv_size();
         float *out = own.get<float>(std::max(size, dim));
         rotate(row + size, batch.cos + token * dim / 2, batch.sin + token * dim / 2, dim, out);
         KV(shape).write(out, row + size + dim, batch.slots[token], keys, values);
         const float scale = inverse_rms(row, size, shape.eps);
         for (int64_t i = 0; i < size; i++) out[i] = row[i] * scale * weights.inter_norm[i];
-        pack_floats(out, size, 0, weights.wq.pairs, Place(inter, tiles, token, weights.wq.pairs));
+        pack_floats(out, size, 0, weights.wq.pairs, to);
+    }
+
+    // All that precedes attention, of the tokens first..last, by one thread: what lies between stays in its caches.
+    template <class Keep>
+    void prepare(int64_t first, int64_t last, Worker &worker, Keep keep_query) const {
+        const step3_matrix &qkv = weights.qkv, &wq = weights.wq;
+        const int64_t rows = last - first;
+        const Tiles tiles(rows);
+        float *split_rows = worker.rows().get<float>(rows * bytes_of_prepared() / 4);
+        uint32_t *normed = (uint32_t *)(split_rows + rows * qkv.rows), *inter = normed + rows * qkv.pairs;
+        auto product = [&](const step3_matrix &m, uint32_t *a, auto keep) {
+            if (is_narrow(m, rows))
+                for (int64_t tile = 0; tile < tiles.count; tile++)
+                    narrow_tile(a + tiles.start(tile) * m.pairs, tiles.size(tile), m.pairs, worker.own());
+            multiply(Factor(m, rows), a, tiles, 0, tiles.count, 0, m.num_panels, worker.own(), keep);
+        };
+        for (int64_t t = 0; t < rows; t++) begin(first + t, Place(normed, tiles, t, qkv.pairs), worker.own());
+        product(qkv, normed, [&](const TileSums &sums, int r) {
+            const int64_t column = sums.panel * PANEL;
+            keep_columns(split_rows + (sums.row + r) * qkv.rows + column, sums.of(r), columns_left(qkv.rows, column), false);
+        });
+        for (int64_t t = 0; t < rows; t++)
+            split(first + t, split_rows + t * qkv.rows, Place(inter, tiles, t, wq.pairs), worker.own());
+        product(wq, inter, [&](TileSums sums, int r) {
+            sums.row += first;
+            keep_query(sums, r);
+        });
+    }
+
+    // Bytes of a row in `prepare`.
+    int64_t bytes_of_prepared() const { return 4 * (weights.qkv.rows + weights.qkv.pairs + weights.wq.pairs); }
+
+    // Into how many parts tokens are cut of which a thread prepares one at a time; 0: all threads share them, product by product.
+    int64_t parts_to_prepare(int64_t threads) const {
+        const int64_t rows = ROWS_OF_A_JOB_BYTES / bytes_of_prepared();
+        if (rows == 0) return 0;
+        const int64_t parts = ((tiles.rows + rows - 1) / rows + threads - 1) / threads * threads;
+        return tiles.rows / parts < MIN_PREPARED_ROWS ? 0 : parts;
     }
 
     // hidden += attention; out = norm(hidden), in bf16 for the FFN
@@ -108,12 +146,12 @@ extern "C" void step3_attend_layer(Workspace *workspace, int64_t threads, const 
                 ids,
                 chosen,
                 Tiles(tokens),
-                buffers[0].get<uint32_t>(tokens * weights->qkv.pairs),
-                buffers[1].get<uint32_t>(tokens * weights->wq.pairs),
                 buffers[2].get<uint32_t>(tokens * weights->o_proj.pairs),
-                buffers[3].get<float>(tokens * weights->qkv.rows),
                 buffers[4].get<float>(tokens * heads * dim),
                 buffers[5].get<float>(tokens * size)};
+    const int64_t parts = layer.parts_to_prepare(threads), shared = parts ? 0 : tokens;
+    auto *normed = buffers[0].get<uint32_t>(shared * weights->qkv.pairs), *inter = buffers[1].get<uint32_t>(shared * weights->wq.pairs);
+    float *qkv = buffers[3].get<float>(shared * weights->qkv.rows);
     const AttentionPlan plan(*shape, *batch);
     float *partials = buffers[6].get<float>(plan.partials * heads * (dim + 2));
     // Of a few tokens all threads take some experts' logits; of many each takes some tokens.
@@ -136,12 +174,24 @@ extern "C" void step3_attend_layer(Workspace *workspace, int64_t threads, const 
         };
     };
     run(*workspace, threads, [&](Worker &worker) {
-        expect(worker, weights->qkv);
-        each_row(worker, layer.tiles, [&](int64_t token) { layer.begin(token, worker.own()); });
-        multiply_all(worker, weights->qkv, layer.normed, tokens, copy_to(layer.qkv, weights->qkv.rows));
-        expect(worker, weights->wq);
-        each_row(worker, layer.tiles, [&](int64_t token) { layer.split(token, worker.own()); });
-        multiply_all(worker, weights->wq, layer.inter, tokens, copy_to(layer.query, heads * dim));
+        const auto keep_query = copy_to(layer.query, heads * dim);
+        if (parts) {
+            worker.each(parts, [&](int64_t part) {
+                const int64_t first = layer.tiles.count * part / parts, last = layer.tiles.count * (part + 1) / parts;
+                layer.prepare(layer.tiles.start(first), layer.tiles.start(last), worker, keep_query);
+            });
+        } else {
+            expect(worker, weights->qkv);
+            each_row(worker, layer.tiles, [&](int64_t token) {
+                layer.begin(token, Place(normed, layer.tiles, token, weights->qkv.pairs), worker.own());
+            });
+            multiply_all(worker, weights->qkv, normed, tokens, copy_to(qkv, weights->qkv.rows));
+            expect(worker, weights->wq);
+            each_row(worker, layer.tiles, [&](int64_t token) {
+                layer.split(token, qkv + token * weights->qkv.rows, Place(inter, layer.tiles, token, weights->wq.pairs), worker.own());
+            });
+            multiply_all(worker, weights->wq, inter, tokens, keep_query);
+        }
         expect(worker, weights->o_proj);
         worker.each((int64_t)plan.tasks.size(), [&](int64_t i) {
             attend(inputs, plan.tasks[(size_t)i], worker.own(), keep, &layer);
