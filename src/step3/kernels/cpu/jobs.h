@@ -44,7 +44,7 @@ struct Jobs {
 
     // The last of the whole jobs are shared, so that all threads finish together.
     void share(int64_t threads) {
-        const auto first = whole.end() - std::min((ptrdiff_t)whole.size(), (ptrdiff_t)(2 * threads));
+        const auto first = whole.end() - std::min((ptrdiff_t)whole.size(), (ptrdiff_t)threads);
         shared.insert(shared.end(), first, whole.end());
         whole.erase(first, whole.end());
     }

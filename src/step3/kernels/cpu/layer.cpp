@@ -23,7 +23,7 @@ struct Layer {
     float *chosen;
     Tiles tiles;
     uint32_t *mixed;  // tiles
-    float *query, *attended;
+    float *query, *attended;  // in the same memory
 
     // hidden += answer; norm(hidden) for q, k and v
     void begin(int64_t token, const Place &to, Buffer &own) const {
@@ -147,8 +147,8 @@ extern "C" void step3_attend_layer(Workspace *workspace, int64_t threads, const 
                 chosen,
                 Tiles(tokens),
                 buffers[2].get<uint32_t>(tokens * weights->o_proj.pairs),
-                buffers[4].get<float>(tokens * heads * dim),
-                buffers[5].get<float>(tokens * size)};
+                buffers[4].get<float>(tokens * std::max(heads * dim, size)),
+                buffers[4].get<float>(0)};
     const int64_t parts = layer.parts_to_prepare(threads), shared = parts ? 0 : tokens;
     auto *normed = buffers[0].get<uint32_t>(shared * weights->qkv.pairs), *inter = buffers[1].get<uint32_t>(shared * weights->wq.pairs);
     float *qkv = buffers[3].get<float>(shared * weights->qkv.rows);
