@@ -117,7 +117,7 @@ template <class Keep>
 class Finished {
    public:
     Finished(Keep keep, const Tiles &tiles) : keep_(keep), tiles_(tiles) {}
-    // The sums of the tiles first..last; what waited is kept before. `steps` products lie ahead.
+    // The sums of the tiles first..last; what waited is kept before.
     void put(int64_t panel, int64_t first, int64_t last, const float *sums) {
         flush();
         tile_ = first;
@@ -171,9 +171,10 @@ static inline void add_columns(Kind, const uint32_t *a, int rows, const Columns 
     for (int64_t begin = 0, nth = 0; begin < c.pairs; begin += BLOCK_PAIRS, nth++) {
         clear_sums<MANY>();
         for (int64_t pair = begin; pair < std::min(c.pairs, begin + BLOCK_PAIRS); pair += step, at += rows * REGISTER_LINE) {
+            multiply_step<MANY, true, is_int8>(at, c.laid + pair * pair_bytes);
+            // Behind the registers' loads, which would wait for what stands in front of them.
             for (int64_t i = 0; i < step; i += STEP) meanwhile.step();
             pending.add(TILE * step / BLOCK_PAIRS);
-            multiply_step<MANY, true, is_int8>(at, c.laid + pair * pair_bytes);
         }
         store_sums<MANY>(pending.room(), PANEL);
         pending.put(is_int8 ? c.row_scales + nth * rows : nullptr, rows, c.scales + nth * 2, c.is_first && begin == 0, sums);
