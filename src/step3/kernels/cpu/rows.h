@@ -131,8 +131,8 @@ static inline void keep_rounded(uint16_t *to, const float *sums, int size, bool 
 struct Chunks {
     int64_t count, tiles;
     Chunks(const Tiles &all, const step3_matrix &m) : tiles(all.count) {
-        const int64_t row_bytes = slice_of(m.pairs, m.stored) * 4;
-        const int64_t at_once = std::clamp(CHUNK_BYTES / row_bytes, MIN_CHUNK_ROWS, MAX_CHUNK_ROWS);
+        const int64_t pairs = slice_of(m.pairs, m.stored), bytes = pairs < m.pairs ? SLICED_CHUNK_BYTES : CHUNK_BYTES;
+        const int64_t at_once = std::clamp(bytes / (pairs * 4), MIN_CHUNK_ROWS, MAX_CHUNK_ROWS);
         count = (all.rows + at_once - 1) / at_once;
     }
     int64_t begin(int64_t chunk) const { return tiles * chunk / count; }
