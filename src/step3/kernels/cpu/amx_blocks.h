@@ -111,8 +111,8 @@ class Pending {
     Waiting waiting_{};
 };
 
-// A finished panel's results, which are kept row by row between the products of the next panel: what is computed
-// with vectors, and what memory has to write, takes no time then.
+// A finished panel's results, which are kept row by row between the products of the next panel: vectors compute, and
+// memory writes, while registers are multiplied.
 template <class Keep>
 class Finished {
    public:

@@ -6,10 +6,10 @@ extern "C" void step3_decode(Workspace *workspace, int64_t threads, const step3_
                              const step3_layer *layers, int64_t count, const float *final_norm,
                              const step3_batch *batch, float *hidden, uint16_t *out) {
     const int64_t tokens = batch->tokens, choices = tokens * shape->top_k;
-    auto *x = workspace->buffers[8].get<uint16_t>(tokens * shape->hidden);
-    auto *answer = workspace->buffers[9].get<uint16_t>(tokens * shape->hidden);
-    auto *ids = workspace->buffers[10].get<int64_t>(choices);
-    auto *weights = workspace->buffers[11].get<float>(choices);
+    auto *x = workspace->buffers[7].get<uint16_t>(tokens * shape->hidden);
+    auto *answer = workspace->buffers[8].get<uint16_t>(tokens * shape->hidden);
+    auto *ids = workspace->buffers[9].get<int64_t>(choices);
+    auto *weights = workspace->buffers[10].get<float>(choices);
     for (int64_t i = 0; i < count; i++) {
         const step3_layer &layer = layers[i];
         const bool routes = layer.attention->router != nullptr;

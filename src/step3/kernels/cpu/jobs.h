@@ -42,11 +42,13 @@ struct Jobs {
         }
     }
 
-    // The last of the whole jobs are shared, so that all threads finish together.
+    // The last of the whole jobs are shared, so that all threads finish together. Jobs stay in the order of their rows: what
+    // every token uses comes last.
     void share(int64_t threads) {
         const auto first = whole.end() - std::min((ptrdiff_t)whole.size(), (ptrdiff_t)threads);
         shared.insert(shared.end(), first, whole.end());
         whole.erase(first, whole.end());
+        std::sort(shared.begin(), shared.end(), [](const Job &a, const Job &b) { return a.first < b.first; });
     }
 };
 

@@ -153,10 +153,10 @@ extern "C" void step3_attend_layer(Workspace *workspace, int64_t threads, const 
     auto *normed = buffers[0].get<uint32_t>(shared * weights->qkv.pairs), *inter = buffers[1].get<uint32_t>(shared * weights->wq.pairs);
     float *qkv = buffers[3].get<float>(shared * weights->qkv.rows);
     const AttentionPlan plan(*shape, *batch);
-    float *partials = buffers[6].get<float>(plan.partials * heads * (dim + 2));
+    float *partials = buffers[5].get<float>(plan.partials * heads * (dim + 2));
     // Of a few tokens all threads take some experts' logits; of many each takes some tokens.
     const bool are_few = tokens < 4 * threads;
-    float *logits = are_few ? buffers[7].get<float>(tokens * (size + shape->experts)) : nullptr;
+    float *logits = are_few ? buffers[6].get<float>(tokens * (size + shape->experts)) : nullptr;
     const AttentionInputs inputs{*shape, *batch, layer.query, keys, values, {partials, heads, dim}, true};
     KeepMixed keep = [](void *given, int64_t token, int64_t head, const float *mixed) {
         auto &own = *(Layer *)given;
