@@ -101,3 +101,22 @@ def test_all_layers_in_one_call_give_what_they_give_by_turns(checkpoint: str) ->
         outputs = llm.generate(prompts, params, use_tqdm=False)
         answers.append([(one.outputs[0].token_ids, one.outputs[0].logprobs) for one in outputs])
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("level", list(LEVELS))
+@pytest.mark.parametrize("checkpoint", ["text", "text-fp8"])
+def test_long_prompts_do_not_depend_on_the_threads(
+    monkeypatch: pytest.MonkeyPatch, checkpoint: str, level: str
+) -> None:
+    """With two threads each takes half of the tokens up to attention, with eight all share them."""
+    use(monkeypatch, level)
+    prompt = {"prompt_token_ids": [20 + i * i % 100 for i in range(600)]}
+    answers, before = [], torch.get_num_threads()
+    for threads in (2, 8):
+        torch.set_num_threads(threads)
+        try:
+            [output] = make_llm(checkpoint, dtype=torch.bfloat16).generate(prompt, PARAMS, use_tqdm=False)
+        finally:
+            torch.set_num_threads(before)
+        answers.append(output.outputs[0].logprobs)
+    assert answers[0] == answers[1]
