@@ -19,9 +19,9 @@ constexpr int64_t SLICE_PAIRS = 1024;  // of long rows, that pass some panels be
 constexpr int64_t CHUNK_BYTES = 3 << 18, SLICED_CHUNK_BYTES = 1 << 20;
 constexpr int64_t MIN_CHUNK_ROWS = HAS_AMX ? 64 : 288, MAX_CHUNK_ROWS = HAS_AMX ? 512 : 288;
 
-// Rows of an expert that a thread takes through both of its products, whose activations then stay in the second-level
-// cache; fewer than so many are not worth reading the weights for.
-constexpr int64_t ROWS_OF_A_JOB_BYTES = HAS_AMX ? 7 << 18 : 0, MIN_ROWS_OF_A_JOB = 192;
+// Activations of an expert that a thread takes through both of its products, as they stay in the second-level cache;
+// weights are not read for fewer rows at a time than so many.
+constexpr int64_t JOB_BYTES = HAS_AMX ? 7 << 18 : 0, MIN_JOB_ROWS = 192;
 
 // Pairs of a row that pass a panel at a time. Rows of two slices are better off whole.
 static inline int64_t slice_of(int64_t pairs, bool is_stored) {

@@ -4,7 +4,8 @@
 // A register is loaded for each product: if both operands come from the second-level cache, products wait for them.
 #pragma once
 #include <type_traits>
-#include "factor.h"
+#include "stream.h"
+#include "waiting.h"
 
 namespace step3 {
 
@@ -15,53 +16,6 @@ constexpr int64_t PAIRS_AT_ONCE = (std::is_same_v<Kind, Bf16> ? 4 : 2) * BLOCK_P
 constexpr int64_t SLICED_PANELS = 8;  // that a slice of long rows passes
 constexpr int64_t FETCHED_BEYOND = 384 << 10;  // bytes of what a thread reads next, in the second-level cache
 
-// The lines of a range, some of each of its pages by turns. A core waits for 16 lines at most that it asked for itself, but
-// the second-level cache for 48, and foresees what comes of each page that it sees read from front to back: of several at
-// once it has foreseen the next line long before it is asked for.
-class PageByPage {
-   public:
-    PageByPage() = default;
-    explicit PageByPage(Range range)
-        : at_(range.at), left_(range.bytes / 64), pages_(std::clamp<int64_t>(left_ / LINES, 1, AT_ONCE)), length_(left_ / pages_) {}
-    bool is_done() const { return left_ <= 0; }
-    __attribute__((always_inline)) const char *next() {
-        const char *line = at_ + page_ * length_ * 64;
-        left_--;
-        if (++page_ == pages_) {
-            page_ = 0;
-            at_ += 64;
-            // What is left over when all are at their ends lies behind the last.
-            if (left_ < pages_) at_ += (pages_ - 1) * length_ * 64, pages_ = 1;
-        }
-        return line;
-    }
-
-   private:
-    static constexpr int64_t LINES = 64, AT_ONCE = 8;
-    const char *at_ = nullptr;
-    int64_t left_ = 0, pages_ = 1, length_ = 0, page_ = 0;
-};
-
-// Fetches two ranges evenly while the operands of `steps` instructions are loaded.
-class Stream {
-   public:
-    Stream(Range first, Range second, int64_t steps)
-        : now_(first), then_(second), lines_(((first.bytes + second.bytes) / 64 + steps - 1) / steps) {}
-    __attribute__((always_inline)) void fetch() {
-        for (int64_t i = 0; i < lines_; i++) {
-            if (now_.is_done()) {
-                if (then_.is_done()) return;
-                std::swap(now_, then_);
-            }
-            _mm_prefetch(now_.next(), _MM_HINT_T1);
-        }
-    }
-
-   private:
-    PageByPage now_, then_;
-    int64_t lines_;
-};
-
 // Some columns of a panel, and the sums of a tile's rows, [32][32].
 struct Columns {
     const char *laid;     // as they are multiplied
@@ -69,84 +23,6 @@ struct Columns {
     int64_t pairs;
     const float *row_scales;  // [blocks][rows], of integers
     bool is_first;
-};
-
-// Sums of a block that wait to be scaled and added to a tile's: their registers have only just been stored.
-template <class Sum>
-class Pending {
-   public:
-    Sum *room() { return sums_[turn_]; }
-    // What is in the room now belongs to `rows` rows of a tile, whose sums so far are in `out`.
-    void put(const float *of_rows, int rows, const float *scales, bool is_first, float *out) {
-        add(TILE);
-        waiting_ = {of_rows, rows, scales, is_first, out};
-        turn_ = 1 - turn_;
-    }
-    // Adds some rows more.
-    __attribute__((always_inline)) void add(int rows) {
-        Waiting &w = waiting_;
-        if (!w.rows) return;
-        rows = std::min(rows, w.rows);
-        const Sum *sums = sums_[1 - turn_] + w.done * PANEL;
-        float *out = w.out + w.done * PANEL;
-        if constexpr (std::is_same_v<Sum, float>)
-            add_scaled(sums, rows, w.scales, w.is_first, out);
-        else
-            add_scaled(sums, w.of_rows + w.done, rows, w.scales, w.is_first, out);
-        w.done += rows;
-        w.rows -= rows;
-    }
-
-   private:
-    struct Waiting {
-        const float *of_rows;
-        int rows;  // that are not added yet
-        const float *scales;
-        bool is_first;
-        float *out;
-        int done = 0;
-    };
-    alignas(64) Sum sums_[2][TILE * PANEL];
-    int turn_ = 0;
-    Waiting waiting_{};
-};
-
-// A finished panel's results, which are kept row by row between the products of the next panel: vectors compute, and
-// memory writes, while registers are multiplied.
-template <class Keep>
-class Finished {
-   public:
-    Finished(Keep keep, const Tiles &tiles) : keep_(keep), tiles_(tiles) {}
-    // The sums of the tiles first..last; what waited is kept before.
-    void put(int64_t panel, int64_t first, int64_t last, const float *sums) {
-        flush();
-        tile_ = first;
-        last_ = last;
-        row_ = 0;
-        now_ = {tiles_.start(first), tiles_.size(first), panel, sums};
-    }
-    // Keeps as many rows as make all `rows` of them in `steps` steps.
-    void pace(int64_t rows, int64_t steps) { pace_ = (rows + steps - 1) / steps; }
-    __attribute__((always_inline)) void keep_some() {
-        for (int64_t i = 0; i < pace_ && tile_ < last_; i++) keep_next();
-    }
-    void flush() {
-        while (tile_ < last_) keep_next();
-    }
-
-   private:
-    Keep keep_;
-    const Tiles &tiles_;
-    int64_t tile_ = 0, last_ = 0, pace_ = 1;
-    int row_ = 0;
-    TileSums now_{};
-
-    __attribute__((always_inline)) void keep_next() {
-        keep_(now_, row_);
-        if (++row_ < now_.rows) return;
-        row_ = 0;
-        if (++tile_ < last_) now_ = {tiles_.start(tile_), tiles_.size(tile_), now_.panel, now_.sums + TILE * PANEL};
-    }
 };
 
 template <bool MANY, class Meanwhile>

@@ -33,8 +33,8 @@ struct Jobs {
     // The rows first..first + rows of an expert.
     void add(const step3_matrix &gate_up, const step3_matrix &down, int64_t expert, int64_t first, int64_t rows) {
         if (!rows) return;
-        const int64_t at_most = ROWS_OF_A_JOB_BYTES / (4 * (gate_up.pairs + down.pairs));
-        const bool is_one = rows <= TILE || (rows > at_most && at_most < MIN_ROWS_OF_A_JOB);
+        const int64_t at_most = JOB_BYTES / (4 * (gate_up.pairs + down.pairs));
+        const bool is_one = rows <= TILE || (rows > at_most && at_most < MIN_JOB_ROWS);
         const int64_t tiles = (rows + TILE - 1) / TILE, parts = is_one ? 1 : (rows + at_most - 1) / at_most;
         for (int64_t part = 0; part < parts; part++) {
             const int64_t begin = tiles * part / parts * TILE, end = std::min(rows, tiles * (part + 1) / parts * TILE);
@@ -82,7 +82,7 @@ class Panels {
         });
     }
 
-    // keep(job, row, rows, panel, sums) gets the results.
+    // keep(job, sums, r) gets each row's result, see `multiply`.
     template <class Keep>
     void run(Worker &worker, const uint32_t *a, int64_t pairs, Keep keep) const {
         worker.runs(units(), [&](int64_t begin, int64_t end) {

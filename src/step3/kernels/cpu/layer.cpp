@@ -53,8 +53,9 @@ struct Layer {
         const step3_matrix &qkv = weights.qkv, &wq = weights.wq;
         const int64_t rows = last - first;
         const Tiles tiles(rows);
-        float *split_rows = worker.rows().get<float>(rows * bytes_of_prepared() / 4);
-        uint32_t *normed = (uint32_t *)(split_rows + rows * qkv.rows), *inter = normed + rows * qkv.pairs;
+        // Tiles first: their rows are whole lines.
+        uint32_t *normed = worker.rows().get<uint32_t>(rows * bytes_of_prepared() / 4), *inter = normed + rows * qkv.pairs;
+        float *projected = (float *)(inter + rows * wq.pairs);
         auto product = [&](const step3_matrix &m, uint32_t *a, auto keep) {
             if (is_narrow(m, rows))
                 for (int64_t tile = 0; tile < tiles.count; tile++)
@@ -64,10 +65,10 @@ struct Layer {
         for (int64_t t = 0; t < rows; t++) begin(first + t, Place(normed, tiles, t, qkv.pairs), worker.own());
         product(qkv, normed, [&](const TileSums &sums, int r) {
             const int64_t column = sums.panel * PANEL;
-            keep_columns(split_rows + (sums.row + r) * qkv.rows + column, sums.of(r), columns_left(qkv.rows, column), false);
+            keep_columns(projected + (sums.row + r) * qkv.rows + column, sums.of(r), columns_left(qkv.rows, column), false);
         });
         for (int64_t t = 0; t < rows; t++)
-            split(first + t, split_rows + t * qkv.rows, Place(inter, tiles, t, wq.pairs), worker.own());
+            split(first + t, projected + t * qkv.rows, Place(inter, tiles, t, wq.pairs), worker.own());
         product(wq, inter, [&](TileSums sums, int r) {
             sums.row += first;
             keep_query(sums, r);
@@ -79,7 +80,7 @@ struct Layer {
 
     // Into how many parts tokens are cut of which a thread prepares one at a time; 0: all threads share them, product by product.
     int64_t parts_to_prepare(int64_t threads) const {
-        const int64_t rows = ROWS_OF_A_JOB_BYTES / bytes_of_prepared();
+        const int64_t rows = JOB_BYTES / bytes_of_prepared();
         if (rows == 0) return 0;
         const int64_t parts = ((tiles.rows + rows - 1) / rows + threads - 1) / threads * threads;
         return tiles.rows / parts < MIN_PREPARED_ROWS ? 0 : parts;
@@ -135,6 +136,8 @@ extern "C" void step3_attend_layer(Workspace *workspace, int64_t threads, const 
                                    float *chosen) {
     const int64_t tokens = batch->tokens, size = shape->hidden, heads = shape->heads, dim = shape->head_dim;
     auto &buffers = workspace->buffers;
+    // Attention has read all queries before its results are multiplied.
+    float *query_or_attended = buffers[4].get<float>(tokens * std::max(heads * dim, size));
     Layer layer{*shape,
                 *weights,
                 *batch,
@@ -147,8 +150,8 @@ extern "C" void step3_attend_layer(Workspace *workspace, int64_t threads, const 
                 chosen,
                 Tiles(tokens),
                 buffers[2].get<uint32_t>(tokens * weights->o_proj.pairs),
-                buffers[4].get<float>(tokens * std::max(heads * dim, size)),
-                buffers[4].get<float>(0)};
+                query_or_attended,
+                query_or_attended};
     const int64_t parts = layer.parts_to_prepare(threads), shared = parts ? 0 : tokens;
     auto *normed = buffers[0].get<uint32_t>(shared * weights->qkv.pairs), *inter = buffers[1].get<uint32_t>(shared * weights->wq.pairs);
     float *qkv = buffers[3].get<float>(shared * weights->qkv.rows);
