@@ -54,7 +54,8 @@ def start(command: list[str]) -> dict[str, float]:
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     told = json.loads(done.stdout)
-    result = {"start": told["answered"] - begin, "peak": told["peak_bytes"], "taken": told["anonymous_bytes"]}
+    result = {"start": told["answered"] - begin, "peak": told["peak_bytes"]}
+    result |= {"taken": told["anonymous_bytes"], "kv": told["kv_bytes"]}
     for phase in PHASES:
         result[phase], begin = told[phase] - begin, told[phase]
     return result
@@ -113,13 +114,16 @@ def show(rows: list[dict[str, Any]]) -> None:
         "weights",
         "peak resident",
         "not of files",
+        "of it KV",
+        "peak less KV",
         title="Start to first token: medians, seconds and GiB",
         title_justify="left",
     )
     for row in rows:
         seconds = [f"{row[name]:.2f}" for name in ("start", *PHASES)]
-        amounts = [f"{row[name] / (1 << 30):.2f}" for name in ("bytes", "peak", "taken")]
-        table.add_row(row["checkpoint"], row["engine"], *seconds, *amounts)
+        amounts = [f"{row[name] / (1 << 30):.2f}" for name in ("bytes", "peak", "taken", "kv")]
+        ratio = f"{(row['peak'] - row['kv']) / row['bytes']:.2f} x"
+        table.add_row(row["checkpoint"], row["engine"], *seconds, *amounts, ratio)
     Console(width=120).print(table)
 
 

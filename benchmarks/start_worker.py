@@ -19,11 +19,25 @@ if sys.argv[1] == "vllm":
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
     from vllm import LLM, SamplingParams
 
+    KV_BYTES = None
     options = {}
 else:
     from step3 import LLM, SamplingParams
 
-    options = {"kv_cache_memory_bytes": 2 << 30, "quiet": True, "load": sys.argv[3]}
+    KV_BYTES = 2 << 30
+    options = {"kv_cache_memory_bytes": KV_BYTES, "quiet": True, "load": sys.argv[3]}
+
+
+def touched(nbytes: int | None) -> int:
+    """Bytes in memory of the mappings of exactly `nbytes`: of KV, pages that no token was written to take
+    none."""
+    size = total = 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if line.startswith("Size:"):
+            size = int(line.split()[1]) * 1024
+        elif line.startswith("Anonymous:") and size == nbytes:
+            total += int(line.split()[1]) * 1024
+    return total
 
 
 def main() -> None:
@@ -38,6 +52,7 @@ def main() -> None:
         "answered": time.time(),
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
+    told["kv_bytes"] = touched(KV_BYTES)
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             told["anonymous_bytes"] = int(line.split()[1]) * 1024

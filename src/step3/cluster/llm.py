@@ -6,10 +6,9 @@ import queue
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from step3.cluster.config import wants_cluster
-from step3.cluster.front import Front
 from step3.cluster.outputs import failed_output
 from step3.engine.config import EngineError
 from step3.engine.engine import Engine
@@ -20,6 +19,9 @@ from step3.engine.prompts import Prompt
 from step3.engine.sampling.params import RequestOutputKind, SamplingParams
 from step3.engine.statistics import Statistics
 from step3.errors import Step3Error
+
+if TYPE_CHECKING:
+    from step3.cluster.front import Front
 
 
 class LLM(EngineLLM):
@@ -52,6 +54,9 @@ class LLM(EngineLLM):
             options.pop("topology", None)
             super().__init__(model, quiet=quiet, **options)
             return
+        # Most have one process, and need none of what runs many: a start is quicker without.
+        from step3.cluster.front import Front
+
         self._loaded = None
         self._front = Front({"model": model, **options})
         self.config = self._front.config
