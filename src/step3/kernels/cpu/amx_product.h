@@ -13,12 +13,8 @@ constexpr int ROWS_IN_PLACE = TILE;  // most rows that are multiplied with weigh
 static_assert(TILE == 2 * REGISTER_ROWS && STRIP == REGISTER_ROWS && BLOCK_PAIRS % STEP == 0);
 
 // What a panel holds.
-struct Bf16 {
-    static constexpr bool EXPANDS = false;
-};
-struct Fp8 {
-    static constexpr bool EXPANDS = true;
-};
+struct Bf16 {};
+struct Fp8 {};
 struct Int8 {};  // fp8 that becomes integers
 
 // Bytes to fetch while registers are multiplied: 64, 128 or none for each pair.
@@ -64,14 +60,23 @@ static inline __attribute__((always_inline)) void load_sums(const float *out, in
     load_register<3>(out + REGISTER_ROWS * step + STRIP, step * 4);
 }
 
+constexpr int STEP_PARTS = 4;
+struct Nothing {
+    __attribute__((always_inline)) void operator()(int) const {}
+};
+
 // sums += the rows at `a` times 16 pairs, or quads of BYTES, of a panel. Rows that are PASSING do not push the panel out
-// of the first-level cache.
-template <bool MANY, bool PASSING, bool BYTES = false>
-static inline __attribute__((always_inline)) void multiply_step(const char *a, const char *panel) {
+// of the first-level cache. meanwhile(i) is called for each i below STEP_PARTS.
+template <bool MANY, bool PASSING, bool BYTES = false, class Meanwhile = Nothing>
+static inline __attribute__((always_inline)) void multiply_step(const char *a, const char *panel, Meanwhile meanwhile = {}) {
+    meanwhile(0);
     load_register<6>(panel, 128);
+    meanwhile(1);
     PASSING ? load_passing<4>(a, REGISTER_LINE) : load_register<4>(a, REGISTER_LINE);
     BYTES ? multiply_bytes<0, 4, 6>() : multiply_registers<0, 4, 6>();
+    meanwhile(2);
     load_register<7>(panel + 64, 128);
+    meanwhile(3);
     BYTES ? multiply_bytes<1, 4, 7>() : multiply_registers<1, 4, 7>();
     if (!MANY) return;
     const char *second = a + REGISTER_ROWS * REGISTER_LINE;
@@ -129,26 +134,16 @@ static inline void multiply_rows_of(const Product &p, int rows, Lay lay, ScalesO
         multiply_steps<false, SCALED>(p, rows, lay, scales_of);
 }
 
+// A tile times a panel of bf16.
 template <class Source>
 static inline void multiply_tile(const Product &p, int rows) {
-    auto scales_of = [&p](int64_t block) { return p.scales + 2 * block; };
-    if constexpr (Source::EXPANDS) {
-        // Fetched line by line between what is computed: many at once would hold it up.
-        auto expand = [&p](int64_t pair, char *room) {
-            expand_fp8<true>(p.panel + pair * 64, room, STEP, p.ahead + pair * 64);
-            return (const char *)room;
-        };
-        Product own = p;
-        own.ahead_step = 0;
-        multiply_rows_of<true>(own, rows, expand, scales_of);
-    } else {
-        auto find = [&p](int64_t pair, char *) { return p.panel + pair * 128; };
-        p.scales ? multiply_rows_of<true>(p, rows, find, scales_of) : multiply_rows_of<false>(p, rows, find, scales_of);
-    }
+    static_assert(std::is_same_v<Source, Bf16>);
+    auto find = [&p](int64_t pair, char *) { return p.panel + pair * 128; };
+    multiply_rows_of<false>(p, rows, find, [](int64_t) -> const float * { return nullptr; });
 }
 
 // A tile times two strips of weights that stay as they are stored: they are laid out a few pairs at a time, in the
-// first-level cache, and the sums are those of `multiply_tile`.
+// first-level cache, and the sums are those of packed panels.
 template <bool QUANTISED>
 static inline void multiply_strips(Product p, int rows, const Strip (&strips)[2], const Fetch &fetch) {
     constexpr int64_t LAID = QUANTISED ? 32 : 16;  // pairs

@@ -91,9 +91,9 @@ struct Rows {
             pack(job, tile, packed + row * first.pairs, worker.own());
             pad(job, tile, inner_tile(row));
         }
-        const Range upcoming = second.stored ? Range{} : Range{second.begin(0), second.panel_bytes() * job.down.panels};
         multiply(first, packed, job.tiles, 0, count, 0, job.gate_up.panels, worker.own(),
-                 [&](const TileSums &sums, int r) { keep_inner(sums, r, inner_tile(sums.row)); }, upcoming);
+                 [&](const TileSums &sums, int r) { keep_inner(sums, r, inner_tile(sums.row)); },
+                 second.upcoming(0, job.down.panels));
         for (int64_t tile = 0; tile < count; tile++) narrow(job, tile, inner_tile(job.tiles.start(tile)), worker.own());
         multiply(second, inner, job.tiles, 0, count, 0, job.down.panels, worker.own(),
                  [&](const TileSums &sums, int r) { keep_outer(job, sums, r); });

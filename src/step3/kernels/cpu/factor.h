@@ -1,6 +1,7 @@
 // The weights of a product, packed or as they are stored.
 #pragma once
 #include "panels.h"
+#include "range.h"
 #if defined(__AMX_BF16__)
 #include "int8_registers.h"
 #else
@@ -41,6 +42,10 @@ struct Factor {
         return stored ? find_strip(*stored, expert, 2 * panel).data : panels + panel * panel_bytes();
     }
 
+    Range range(int64_t first, int64_t last) const { return {begin(first), (last - first) * panel_bytes()}; }
+    // What may be fetched of panels: those that stay as they are stored do not lie side by side.
+    Range upcoming(int64_t first, int64_t last) const { return stored ? Range{} : range(first, last); }
+
     // Bytes that a panel takes that is laid out by `open`.
     int64_t room() const { return stored ? panel_bytes() + 8 * blocks() : 0; }
 
@@ -69,25 +74,6 @@ struct Factor {
     void multiply_in_place(int64_t panel, bool is_first, bool is_last, const Product &p, int rows) const {
         const Strip strips[2] = {find_strip(*stored, expert, 2 * panel), find_strip(*stored, expert, 2 * panel + 1)};
         multiply_stored(p, rows, strips, scales, {is_first ? IN_ROW : 0, is_last ? 0 : to_next_panel(strips)});
-    }
-};
-
-// A tile times a panel of fp8, where processors expand it as they multiply, or of bf16.
-static inline void multiply_tile_of(const Product &p, int rows, bool is_fp8) {
-#if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
-    if (is_fp8) return multiply_tile<Fp8>(p, rows);
-#endif
-    multiply_tile<Bf16>(p, rows);
-}
-
-// Memory that a thread reads next, to be fetched while it has to compute for longer than it has to read.
-struct Range {
-    const char *at = nullptr;
-    int64_t bytes = 0;
-    // Part `i` of `count`, in whole lines.
-    Range part(int64_t i, int64_t count) const {
-        const int64_t lines = bytes / 64, begin = lines * i / count, end = lines * (i + 1) / count;
-        return {at + begin * 64, (end - begin) * 64};
     }
 };
 }  // namespace step3

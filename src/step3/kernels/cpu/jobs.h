@@ -74,69 +74,63 @@ class Panels {
 
     void expect(Worker &worker) const {
         const int64_t share = worker.first_run(units()), begin = worker.id() * share;
-        bool is_first = true;
-        cover(begin, begin + share, [&](const Job &job, int64_t, int64_t panel, int64_t last, Range) {
-            const Factor &own = (job.*side_).factor;
-            if (is_first) worker.expect(own.begin(panel), (last - panel) * own.panel_bytes());
-            is_first = false;
-        });
+        if (!share) return;
+        const Part part = first_part(begin, begin + share);
+        worker.expect(part.factor(side_).range(part.panel, part.last));
     }
 
     // keep(job, sums, r) gets each row's result, see `multiply`.
     template <class Keep>
     void run(Worker &worker, const uint32_t *a, int64_t pairs, Keep keep) const {
-        worker.runs(units(), [&](int64_t begin, int64_t end) {
-            cover(begin, end, [&](const Job &job, int64_t chunk, int64_t panel, int64_t last, Range upcoming) {
+        worker.runs(units(), [&](int64_t begin, int64_t end, int64_t next, int64_t next_end) {
+            while (begin < end) {
+                const Part part = first_part(begin, end);
+                begin += part.last - part.panel;
+                const Range upcoming = begin < end ? fetched(begin, end) : next < next_end ? fetched(next, next_end) : worker.expected();
+                const Job &job = *part.job;
                 const Side &side = job.*side_;
-                const int64_t tile = side.chunks.begin(chunk);
+                const int64_t tile = side.chunks.begin(part.chunk);
                 multiply(side.factor, a + job.first * pairs + job.tiles.start(tile) * side.factor.pairs, job.tiles, tile,
-                         side.chunks.begin(chunk + 1), panel, last, worker.own(),
+                         side.chunks.begin(part.chunk + 1), part.panel, part.last, worker.own(),
                          [&](const TileSums &sums, int r) { keep(job, sums, r); }, upcoming);
-            });
+            }
         });
     }
 
    private:
-    // Some of a job's units: its panels, chunk after chunk.
+    // Some of a job's units, its panels chunk after chunk, of which `begin` is the number of the first among all.
     struct Piece {
         const Job *job;
-        int64_t begin, end;
+        int64_t first, begin, end;
+    };
+    // Panels of a chunk of a job.
+    struct Part {
+        const Job *job;
+        int64_t chunk, panel, last;
+        const Factor &factor(Side Job::*side) const { return (job->*side).factor; }
     };
     std::vector<Piece> pieces_;
     Side Job::*side_;
     int64_t units_ = 0;
 
-    void add(const Job &job, int64_t begin, int64_t end) {
-        if (begin == end) return;
-        pieces_.push_back({&job, begin, end});
-        units_ += end - begin;
+    // The job's units first..last.
+    void add(const Job &job, int64_t first, int64_t last) {
+        if (first == last) return;
+        pieces_.push_back({&job, first, units_, units_ + last - first});
+        units_ += last - first;
     }
 
-    // Runs work(job, chunk, first panel, last panel, upcoming) for the units begin..end.
-    template <class Work>
-    void cover(int64_t begin, int64_t end, Work work) const {
-        int64_t before = 0;
-        for (size_t i = 0; i < pieces_.size() && begin < end; i++) {
-            const Piece &piece = pieces_[i];
-            const int64_t own = (piece.job->*side_).panels, behind = before + piece.end - piece.begin;
-            while (begin < std::min(end, behind)) {
-                const int64_t unit = piece.begin + begin - before, chunk = unit / own, panel = unit % own;
-                const int64_t last = std::min(own, panel + std::min(end, behind) - begin);
-                begin += last - panel;
-                const bool continues = begin == behind && begin < end && i + 1 < pieces_.size();
-                work(*piece.job, chunk, panel, last, continues ? fetched(pieces_[i + 1], end - begin) : Range{});
-            }
-            before = behind;
-        }
+    // What the units begin..end begin with.
+    Part first_part(int64_t begin, int64_t end) const {
+        const Piece &piece = *std::upper_bound(pieces_.begin(), pieces_.end(), begin, [](int64_t unit, const Piece &one) { return unit < one.end; });
+        const int64_t panels = (piece.job->*side_).panels, unit = piece.first + begin - piece.begin, panel = unit % panels;
+        return {piece.job, unit / panels, panel, std::min(panels, panel + std::min(end, piece.end) - begin)};
     }
 
-    // What to fetch of a piece: with more than a tile of rows it will have the time to do so itself.
-    Range fetched(const Piece &piece, int64_t units) const {
-        const Factor &factor = (piece.job->*side_).factor;
-        // Weights that stay as they are stored do not lie side by side.
-        if (piece.job->tiles.count > 1 || factor.stored) return {};
-        const int64_t bytes = factor.panel_bytes(), until = std::min(piece.end, piece.begin + units);
-        return {factor.panels + piece.begin * bytes, (until - piece.begin) * bytes};
+    // What to fetch of the units begin..end: with more than a tile of rows they will have the time to do so themselves.
+    Range fetched(int64_t begin, int64_t end) const {
+        const Part part = first_part(begin, end);
+        return part.job->tiles.count > 1 ? Range{} : part.factor(side_).upcoming(part.panel, part.last);
     }
 };
 }  // namespace step3

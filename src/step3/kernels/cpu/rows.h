@@ -1,6 +1,7 @@
 // Rows of activations into tiles, as activations.h lays them out.
 #pragma once
 #include <algorithm>
+#include <utility>
 #include "numbers.h"
 #include "multiply.h"
 
@@ -141,8 +142,8 @@ struct Chunks {
 // A thread's first panels of `multiply_all` are read next.
 static inline void expect(Worker &worker, const step3_matrix &m) {
     const Factor factor(m, 0);
-    const int64_t share = worker.first_run(m.num_panels);
-    worker.expect(factor.begin(worker.id() * share), share * factor.panel_bytes());
+    const int64_t share = worker.first_run(m.num_panels), begin = worker.id() * share;
+    worker.expect(factor.range(begin, begin + share));
 }
 
 // Makes the tiles those that the product with `m` takes.
@@ -160,13 +161,19 @@ static inline void multiply_all(Worker &worker, const step3_matrix &m, uint32_t 
     narrow_tiles(worker, m, a, tiles);
     Chunks chunks(tiles, m);
     Factor factor(m, rows);
-    worker.runs(chunks.count * m.num_panels, [&](int64_t begin, int64_t end) {
+    // The panels of a chunk that the units begin..end begin with.
+    auto panels = [&](int64_t begin, int64_t end) {
+        const int64_t panel = begin % m.num_panels;
+        return std::pair(panel, std::min(panel + end - begin, m.num_panels));
+    };
+    worker.runs(chunks.count * m.num_panels, [&](int64_t begin, int64_t end, int64_t next, int64_t next_end) {
         while (begin < end) {
-            int64_t chunk = begin / m.num_panels, panel = begin % m.num_panels;
-            int64_t last = panel + (end - begin) < m.num_panels ? panel + (end - begin) : m.num_panels;
-            const int64_t first = chunks.begin(chunk);
-            multiply(factor, a + tiles.start(first) * m.pairs, tiles, first, chunks.begin(chunk + 1), panel, last, worker.own(), keep);
+            const int64_t chunk = begin / m.num_panels, first = chunks.begin(chunk);
+            const auto [panel, last] = panels(begin, end);
             begin += last - panel;
+            const auto [then, then_last] = begin < end ? panels(begin, end) : panels(next, next_end);
+            const Range upcoming = then < then_last ? factor.upcoming(then, then_last) : worker.expected();
+            multiply(factor, a + tiles.start(first) * m.pairs, tiles, first, chunks.begin(chunk + 1), panel, last, worker.own(), keep, upcoming);
         }
     });
 }

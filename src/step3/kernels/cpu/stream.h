@@ -1,7 +1,9 @@
-// Fetches what is read next while there is more to compute than to read.
+// Fetches what is read next.
 #pragma once
+#include <immintrin.h>
+#include <algorithm>
 #include <utility>
-#include "factor.h"
+#include "range.h"
 
 namespace step3 {
 
@@ -30,6 +32,45 @@ class PageByPage {
     static constexpr int64_t LINES = 64, AT_ONCE = 8;
     const char *at_ = nullptr;
     int64_t left_ = 0, pages_ = 1, length_ = 0, page_ = 0;
+};
+
+// Fetches a range that is read from front to back, once: as many lines as are read, of the four pages behind those that
+// are. Nobody has fetched the first ones.
+class PagesAhead {
+   public:
+    // `then`: what is read behind it, or null.
+    PagesAhead(Range range, const char *then) : at_(range.at), end_(range.at + range.bytes), then_(then) { next_window(); }
+
+    // Line `i` of those that come.
+    template <int HINT>
+    __attribute__((always_inline)) void fetch(int i) const {
+        _mm_prefetch(at_ + i % PAGES * PAGE_BYTES + i / PAGES * 64, (_mm_hint)HINT);
+    }
+    // Goes on behind `lines` lines, which divide a page.
+    __attribute__((always_inline)) void pass(int lines) {
+        at_ += lines / PAGES * 64;
+        done_ += lines * 64;
+        if (done_ < WINDOW) return;
+        at_ -= PAGE_BYTES;
+        next_window();
+    }
+
+   private:
+    static constexpr int PAGES = 4, PAGE_BYTES = 4096, WINDOW = PAGES * PAGE_BYTES;
+    const char *at_, *end_, *then_;
+    int done_ = 0;
+
+    void next_window() {
+        done_ = 0;
+        at_ += WINDOW;
+        if (at_ + WINDOW <= end_) return;
+        // Behind the end are other threads' lines: the last window ends there, if need be with lines that were fetched.
+        if (at_ >= end_ && then_) {
+            at_ = end_ = std::exchange(then_, nullptr);
+        } else {
+            at_ = end_ - WINDOW;
+        }
+    }
 };
 
 // Fetches two ranges evenly while the operands of `steps` instructions are loaded.

@@ -14,6 +14,7 @@
 #include <cstdlib>
 #include <new>
 #include "amx.h"
+#include "range.h"
 
 constexpr int MAX_PHASES = 16;
 constexpr int NUM_BUFFERS = 11;
@@ -72,10 +73,11 @@ class Worker {
 
     // Says what this thread will read after the next barrier. While it waits there it fetches that into the
     // cache, so that memory is never idle for long.
-    void expect(const char *at, int64_t bytes) {
-        next_ = at;
-        next_end_ = at + std::min(bytes, FETCHED_WHILE_WAITING);
+    void expect(Range range) {
+        next_ = range.at;
+        next_end_ = range.at + std::min(range.bytes, FETCHED_WHILE_WAITING);
     }
+    Range expected() const { return {next_, next_end_ - next_}; }
 
     void barrier() {
         if (size_ == 1) return;
@@ -116,21 +118,25 @@ class Worker {
         barrier();
     }
 
-    // Runs task(begin, end) for runs that cover 0..count: long ones first, so that each thread reads along,
-    // short ones last, so that all finish together. The first run of each thread is known before (`expect`).
+    // Runs task(begin, end, next, last) for runs begin..end that cover 0..count: long ones first, so that each thread
+    // reads along, short ones last, so that all finish together. The first run of each thread is known before
+    // (`expect`), the next one, next..last, while it works on the one before; behind the last it is empty.
     template <class Task>
     void runs(int64_t count, Task task) {
-        const int64_t share = first_run(count), shared = count - share * size_;
-        if (share) task(id_ * share, (id_ + 1) * share);
+        const int64_t share = first_run(count), taken = share * size_;
         auto &counter = workspace_.counters[phase_++].value;
-        int64_t begin = counter.load(std::memory_order_relaxed);
-        while (begin < shared) {
-            int64_t end = begin + (shared - begin) / (2 * size_);
-            if (end == begin) end++;
-            if (counter.compare_exchange_weak(begin, end, std::memory_order_relaxed)) {
-                task(share * size_ + begin, share * size_ + end);
-                begin = counter.load(std::memory_order_relaxed);
+        int64_t begin = id_ * share, end = begin + share;
+        while (true) {
+            int64_t next = counter.load(std::memory_order_relaxed), last = next;
+            while (next < count - taken) {
+                last = next + std::max<int64_t>(1, (count - taken - next) / (2 * size_));
+                if (counter.compare_exchange_weak(next, last, std::memory_order_relaxed)) break;
+                last = next;
             }
+            if (begin < end) task(begin, end, taken + next, taken + last);
+            if (next == last) break;
+            begin = taken + next;
+            end = taken + last;
         }
         barrier();
     }

@@ -1,9 +1,32 @@
-// The product with vectors where many rows meet a panel: it is laid out once, and stays in the second-level cache while
-// all tiles pass.
+// The product with vectors, panel by panel. Where many rows meet a panel it is laid out once, and stays in the
+// second-level cache while all tiles pass.
 #pragma once
 #include "factor.h"
 
 namespace step3 {
+
+// A tile times a panel of fp8, where processors expand it as they multiply, or of bf16.
+static inline void multiply_tile_of(const Product &p, int rows, bool is_fp8) {
+#if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
+    if (is_fp8) return multiply_tile<Fp8>(p, rows);
+#endif
+    multiply_tile<Bf16>(p, rows);
+}
+
+// One tile times packed panels, which are read once, as fast as memory gives them.
+template <class Keep>
+static inline void multiply_stream(const Factor &m, const uint32_t *a, int64_t row, int rows, int64_t begin, int64_t end,
+                                   Keep keep, Range) {
+    constexpr int64_t ahead = 4096;
+    alignas(64) float out[TILE * PANEL];
+    const int64_t bytes = m.panel_bytes();
+    for (int64_t panel = begin; panel < end; panel++) {
+        const Weights weights = m.open(panel, panel == begin, nullptr);
+        const Product p{a, rows, weights.panel, m.pairs, weights.scales, weights.panel + ahead, bytes / m.pairs, out};
+        multiply_tile_of(p, rows, m.scales);
+        for (int r = 0; r < rows; r++) keep(TileSums{row, rows, panel, out}, r);
+    }
+}
 
 // As `multiply`.
 template <class Keep>

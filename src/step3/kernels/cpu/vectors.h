@@ -222,14 +222,11 @@ struct Fp8Expander {
     }
 };
 
-// Meanwhile as many lines are fetched from `ahead` on, where FETCHES.
-template <bool FETCHES = false>
-static inline void expand_fp8(const char *from, char *to, int64_t groups, const char *ahead = nullptr) {
+static inline void expand_fp8(const char *from, char *to, int64_t groups) {
     const Fp8Expander expand;
 #pragma GCC unroll 4
     for (int64_t i = 0; i < groups; i++) {
         Pairs first, second;
-        if (FETCHES) _mm_prefetch(ahead + 64 * i, _MM_HINT_T1);
         expand(from + 64 * i, first, second);
         _mm512_storeu_si512(to + 128 * i, first);
         _mm512_storeu_si512(to + 128 * i + 64, second);

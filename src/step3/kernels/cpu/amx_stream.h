@@ -1,0 +1,122 @@
+// The product with tile registers of one tile and packed panels, each of which is read once: as fast as memory gives them.
+//
+// Memory is kept busy whatever else is done: lines are fetched one by one between the instructions of a step, and the
+// results of a panel are kept while the next one is multiplied.
+#pragma once
+#include "factor.h"
+#include "stream.h"
+
+namespace step3 {
+
+template <bool MANY, class Kind, class Keep>
+class StreamedProduct {
+   public:
+    // Panels begin..end; `then` is what the thread reads behind them, or null.
+    StreamedProduct(const Factor &m, const uint32_t *a, int64_t row, int rows, int64_t begin, int64_t end, Keep keep, const char *then)
+        : m_(m), a_((const char *)a), row_(row), rows_(rows), begin_(begin), end_(end), keep_(keep), ahead_(m.range(begin, end), then) {}
+
+    void run() {
+        if (IS_FP8) lay(m_.begin(begin_));
+        for (int64_t panel = begin_; panel < end_; panel++) multiply_panel(Kind(), panel);
+        settle();
+    }
+
+   private:
+    static constexpr bool IS_FP8 = std::is_same_v<Kind, Fp8>;
+    const Factor &m_;
+    const char *const a_;
+    const int64_t row_;
+    const int rows_;
+    const int64_t begin_, end_;
+    Keep keep_;
+    PagesAhead ahead_;
+    const Fp8Expander expand_;
+
+    // What is done with sums that have only just left their registers, when the next ones are under way.
+    struct Waiting {
+        int64_t panel = -1;
+        const float *scales = nullptr;
+        bool is_first = false, is_last = false;  // of the blocks of its panel
+    } waiting_;
+    int block_ = 0, step_ = 0;  // by turns 0 and 1
+    alignas(64) float results_[TILE * PANEL];
+    alignas(64) float sums_[2][IS_FP8 ? TILE * PANEL : 1];
+    alignas(64) char laid_[2][IS_FP8 ? STEP * 128 : 1];
+
+    void settle() {
+        if (waiting_.panel < 0) return;
+        if (IS_FP8) add_scaled(sums_[1 - block_], rows_, waiting_.scales, waiting_.is_first, results_);
+        if (waiting_.is_last)
+            for (int r = 0; r < rows_; r++) keep_(TileSums{row_, rows_, waiting_.panel, results_}, r);
+        waiting_.panel = -1;
+    }
+
+    void multiply_panel(Bf16, int64_t panel) {
+        const char *a = a_, *at = m_.begin(panel);
+        clear_sums<MANY>();
+        for (int64_t pair = 0; pair < m_.pairs; pair += STEP, a += rows_ * REGISTER_LINE, at += STEP * 128) {
+            multiply_step<MANY, false>(a, at, [this](int part) {
+                constexpr int lines = 2 * STEP / STEP_PARTS;
+#pragma GCC unroll 8
+                for (int i = 0; i < lines; i++) ahead_.template fetch<_MM_HINT_T0>(part * lines + i);
+            });
+            ahead_.pass(2 * STEP);
+            settle();
+        }
+        store_sums<MANY>(results_, PANEL);
+        waiting_ = {panel, nullptr, true, true};
+    }
+
+    void multiply_panel(Fp8, int64_t panel) {
+        const Weights weights = m_.open(panel, false, nullptr);
+        const char *a = a_, *next = weights.panel;
+        for (int64_t begin = 0; begin < m_.pairs; begin += BLOCK_PAIRS) {
+            const int64_t end = std::min(m_.pairs, begin + BLOCK_PAIRS);
+            clear_sums<MANY>();
+            for (int64_t pair = begin; pair < end; pair += STEP, a += rows_ * REGISTER_LINE) {
+                const char *now = laid_[step_];
+                next += STEP * 64;
+                step_ = 1 - step_;
+                if (pair + STEP < m_.pairs || panel + 1 < end_) lay(next);
+                multiply_step<MANY, false>(a, now);
+            }
+            store_sums<MANY>(sums_[block_], PANEL);
+            settle();
+            block_ = 1 - block_;
+            waiting_ = {panel, weights.scales + begin / BLOCK_PAIRS * 2, begin == 0, end == m_.pairs};
+        }
+    }
+
+    // 16 pairs as they are multiplied: a step ahead, as a register is not loaded before all stores in front of it have
+    // reached the cache.
+    void lay(const char *from) {
+        char *to = laid_[step_];
+#pragma GCC unroll 16
+        for (int i = 0; i < STEP; i++) {
+            Pairs first, second;
+            ahead_.template fetch<_MM_HINT_T1>(i);
+            expand_(from + 64 * i, first, second);
+            _mm512_store_si512(to + 128 * i, first);
+            _mm512_store_si512(to + 128 * i + 64, second);
+        }
+        ahead_.pass(STEP);
+    }
+};
+
+template <bool MANY, class Keep>
+static inline void stream_panels(const Factor &m, const uint32_t *a, int64_t row, int rows, int64_t begin, int64_t end, Keep keep,
+                                 const char *then) {
+    if (m.scales)
+        StreamedProduct<MANY, Fp8, Keep>(m, a, row, rows, begin, end, keep, then).run();
+    else
+        StreamedProduct<MANY, Bf16, Keep>(m, a, row, rows, begin, end, keep, then).run();
+}
+
+// As `multiply`, of the tile whose first row is `row`.
+template <class Keep>
+static inline void multiply_stream(const Factor &m, const uint32_t *a, int64_t row, int rows, int64_t begin, int64_t end, Keep keep,
+                                   Range upcoming) {
+    auto *stream = rows > REGISTER_ROWS ? stream_panels<true, Keep> : stream_panels<false, Keep>;
+    stream(m, a, row, rows, begin, end, keep, upcoming.at);
+}
+}  // namespace step3
