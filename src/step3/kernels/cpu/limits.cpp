@@ -11,7 +11,7 @@ static double now() {
 
 // All threads read their part of the memory once, from front to back; whichever way is the fastest counts. Some
 // processors read fastest by themselves, others when told what comes.
-template <int AHEAD_LINES>
+template <int AHEAD_LINES, int HINT>
 static double read_once(const char *memory, int64_t share, int64_t threads) {
     const double begin = now();
 #pragma omp parallel num_threads((int)threads)
@@ -20,7 +20,7 @@ static double read_once(const char *memory, int64_t share, int64_t threads) {
         Floats sums[4] = {zero(), zero(), zero(), zero()};
         for (const char *end = at + share; at < end; at += 256) {
             if (AHEAD_LINES)
-                for (int line = 0; line < 4; line++) _mm_prefetch(at + 64 * (AHEAD_LINES + line), _MM_HINT_NTA);
+                for (int line = 0; line < 4; line++) _mm_prefetch(at + 64 * (AHEAD_LINES + line), (_mm_hint)HINT);
             for (int i = 0; i < 256 / (LANES * 4); i++)
                 sums[i % 4] = either(sums[i % 4], load((const float *)at + i * LANES));
         }
@@ -34,8 +34,8 @@ static double read_once(const char *memory, int64_t share, int64_t threads) {
 
 extern "C" double step3_read_bandwidth(const char *memory, int64_t bytes, int64_t threads) {
     const int64_t share = bytes / threads / 4096 * 4096;
-    return std::max({read_once<0>(memory, share, threads), read_once<32>(memory, share, threads),
-                     read_once<64>(memory, share, threads)});
+    return std::max({read_once<0, 0>(memory, share, threads), read_once<16, _MM_HINT_T0>(memory, share, threads),
+                     read_once<32, _MM_HINT_NTA>(memory, share, threads), read_once<64, _MM_HINT_NTA>(memory, share, threads)});
 }
 
 constexpr int64_t PAIRS = 128;

@@ -77,12 +77,16 @@ static inline void pack_tile(const uint16_t *const *rows, int count, int64_t siz
         for (int64_t i = 0; i < whole; i++)
             for (int r = 0; r < count; r++) memcpy(to + i * count + r, rows[r] + 2 * i, 4);
     } else {
-        // Row by row: the processor foresees what comes of one row, not what comes of 32 by turns.
-        for (int r = 0; r < count; r++) {
-            const char *next = (const char *)rows[r + 1 < count ? r + 1 : r];
-            for (int64_t i = 0; i < whole; i += RUN) {
-                _mm_prefetch(next + i * 4, _MM_HINT_T0);
-                memcpy(to + i * count + r * RUN, rows[r] + 2 * i, RUN * 4);
+        // Some of each row by turns: the processor foresees what comes of a row, and its lines of the tile stay in the cache.
+        constexpr int64_t AT_ONCE = 32 * RUN;
+        for (int64_t from = 0; from < whole; from += AT_ONCE) {
+            const int64_t until = std::min(whole, from + AT_ONCE);
+            for (int r = 0; r < count; r++) {
+                const char *next = (const char *)(r + 1 < count ? rows[r + 1] + 2 * from : rows[0] + 2 * until) - from * 4;
+                for (int64_t i = from; i < until; i += RUN) {
+                    _mm_prefetch(next + i * 4, _MM_HINT_T0);
+                    memcpy(to + i * count + r * RUN, rows[r] + 2 * i, RUN * 4);
+                }
             }
         }
     }

@@ -7,35 +7,13 @@
 
 namespace step3 {
 
-// The lines of a range, some of each of its pages by turns. A core waits for 16 lines at most that it asked for itself, but
-// the second-level cache for 48, and foresees what comes of each page that it sees read from front to back: of several at
-// once it has foreseen the next line long before it is asked for.
-class PageByPage {
-   public:
-    PageByPage() = default;
-    explicit PageByPage(Range range)
-        : at_(range.at), left_(range.bytes / 64), pages_(std::clamp<int64_t>(left_ / LINES, 1, AT_ONCE)), length_(left_ / pages_) {}
-    bool is_done() const { return left_ <= 0; }
-    __attribute__((always_inline)) const char *next() {
-        const char *line = at_ + page_ * length_ * 64;
-        left_--;
-        if (++page_ == pages_) {
-            page_ = 0;
-            at_ += 64;
-            // What is left over when all are at their ends lies behind the last.
-            if (left_ < pages_) at_ += (pages_ - 1) * length_ * 64, pages_ = 1;
-        }
-        return line;
-    }
+// A core waits for 16 lines at most that it asked for itself, but the second-level cache for 48, and foresees what comes
+// of each page that it sees read from front to back: of several at once it has foreseen the next line long before it is
+// asked for. So lines are asked for of four places by turns.
+constexpr int PLACES = 4;
 
-   private:
-    static constexpr int64_t LINES = 64, AT_ONCE = 8;
-    const char *at_ = nullptr;
-    int64_t left_ = 0, pages_ = 1, length_ = 0, page_ = 0;
-};
-
-// Fetches a range that is read from front to back, once: as many lines as are read, of the four pages behind those that
-// are. Nobody has fetched the first ones.
+// Fetches a range that is read from front to back, once: as many lines as are read, of the pages behind those that are.
+// Nobody has fetched the first ones.
 class PagesAhead {
    public:
     // `then`: what is read behind it, or null.
@@ -44,11 +22,11 @@ class PagesAhead {
     // Line `i` of those that come.
     template <int HINT>
     __attribute__((always_inline)) void fetch(int i) const {
-        _mm_prefetch(at_ + i % PAGES * PAGE_BYTES + i / PAGES * 64, (_mm_hint)HINT);
+        _mm_prefetch(at_ + i % PLACES * PAGE_BYTES + i / PLACES * 64, (_mm_hint)HINT);
     }
     // Goes on behind `lines` lines, which divide a page.
     __attribute__((always_inline)) void pass(int lines) {
-        at_ += lines / PAGES * 64;
+        at_ += lines / PLACES * 64;
         done_ += lines * 64;
         if (done_ < WINDOW) return;
         at_ -= PAGE_BYTES;
@@ -56,7 +34,7 @@ class PagesAhead {
     }
 
    private:
-    static constexpr int PAGES = 4, PAGE_BYTES = 4096, WINDOW = PAGES * PAGE_BYTES;
+    static constexpr int PAGE_BYTES = 4096, WINDOW = PLACES * PAGE_BYTES;
     const char *at_, *end_, *then_;
     int done_ = 0;
 
@@ -74,22 +52,30 @@ class PagesAhead {
 };
 
 // Fetches two ranges evenly while the operands of `steps` instructions are loaded.
+//
+// Registers wait for all that was stored before, so little is: four lines are asked for in a row, and counted as one.
 class Stream {
    public:
-    Stream(Range first, Range second, int64_t steps)
-        : now_(first), then_(second), lines_(((first.bytes + second.bytes) / 64 + steps - 1) / steps) {}
+    Stream(Range first, Range second, int64_t steps) : now_(first), then_(second), fours_(now_.left + then_.left), steps_(steps) {}
     __attribute__((always_inline)) void fetch() {
-        for (int64_t i = 0; i < lines_; i++) {
-            if (now_.is_done()) {
-                if (then_.is_done()) return;
-                std::swap(now_, then_);
-            }
-            _mm_prefetch(now_.next(), _MM_HINT_T1);
+        for (due_ += fours_; due_ >= steps_; due_ -= steps_) {
+            if (!now_.left) std::swap(now_, then_);
+            if (!now_.left) return;
+#pragma GCC unroll 4
+            for (int place = 0; place < PLACES; place++) _mm_prefetch(now_.at + place * now_.stride, _MM_HINT_T1);
+            now_.at += 64;
+            now_.left--;
         }
     }
 
    private:
-    PageByPage now_, then_;
-    int64_t lines_;
+    // A line of each quarter of a range; up to three lines at its end are left out.
+    struct Fours {
+        const char *at;
+        int64_t left, stride;
+        explicit Fours(Range range) : at(range.at), left(range.bytes / 64 / PLACES), stride(left * 64) {}
+    };
+    Fours now_, then_;
+    int64_t fours_, steps_, due_ = 0;
 };
 }  // namespace step3
