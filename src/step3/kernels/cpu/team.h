@@ -13,6 +13,8 @@
 #include <cstdint>
 #include <cstdlib>
 #include <new>
+#include <tuple>
+#include <utility>
 #include "amx.h"
 #include "range.h"
 
@@ -120,23 +122,27 @@ class Worker {
 
     // Runs task(begin, end, next, last) for runs begin..end that cover 0..count: long ones first, so that each thread
     // reads along, short ones last, so that all finish together. The first run of each thread is known before
-    // (`expect`), the next one, next..last, while it works on the one before; behind the last it is empty.
+    // (`expect`), the next one, next..last, while it works on the one before; it is empty behind the last, and where so
+    // little is left that it goes to whoever is done first.
     template <class Task>
     void runs(int64_t count, Task task) {
         const int64_t share = first_run(count), taken = share * size_;
         auto &counter = workspace_.counters[phase_++].value;
-        int64_t begin = id_ * share, end = begin + share;
-        while (true) {
-            int64_t next = counter.load(std::memory_order_relaxed), last = next;
-            while (next < count - taken) {
-                last = next + std::max<int64_t>(1, (count - taken - next) / (2 * size_));
-                if (counter.compare_exchange_weak(next, last, std::memory_order_relaxed)) break;
-                last = next;
+        // Takes a run, if there are more than `least`.
+        auto take_run = [&](int64_t least) {
+            int64_t begin = counter.load(std::memory_order_relaxed), end = begin;
+            while (count - taken - begin > least) {
+                end = begin + std::max<int64_t>(1, (count - taken - begin) / (2 * size_));
+                if (counter.compare_exchange_weak(begin, end, std::memory_order_relaxed)) break;
+                end = begin;
             }
-            if (begin < end) task(begin, end, taken + next, taken + last);
-            if (next == last) break;
-            begin = taken + next;
-            end = taken + last;
+            return std::pair(taken + begin, taken + end);
+        };
+        auto [begin, end] = share ? std::pair(id_ * share, (id_ + 1) * share) : take_run(0);
+        while (begin < end) {
+            auto [next, last] = take_run(size_);
+            task(begin, end, next, last);
+            std::tie(begin, end) = next < last ? std::pair(next, last) : take_run(0);
         }
         barrier();
     }
