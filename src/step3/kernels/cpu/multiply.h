@@ -23,8 +23,8 @@ static inline void multiply_in_place(const Factor &m, const uint32_t *a, int64_t
 }
 
 // The tiles first..last of packed activations, which begin at `a`, times panels begin..end of a matrix.
-// `keep(sums, r)` gets each row's result, r being its number in the tile. `upcoming` is what
-// the thread reads next: it is fetched where there is the time for it.
+// `keep(sums, r)` gets each row's result, r being its number in the tile. `upcoming` is what the thread reads next: it is
+// fetched where there is the time for it.
 template <class Keep>
 static inline void multiply(const Factor &m, const uint32_t *a, const Tiles &tiles, int64_t first, int64_t last,
                             int64_t begin, int64_t end, Buffer &scratch, Keep keep, Range upcoming = {}) {

@@ -79,7 +79,7 @@ class Worker {
         next_ = range.at;
         next_end_ = range.at + std::min(range.bytes, FETCHED_WHILE_WAITING);
     }
-    Range expected() const { return {next_, next_end_ - next_}; }
+    Range expected() const { return next_ < next_end_ ? Range{next_, next_end_ - next_} : Range{}; }
 
     void barrier() {
         if (size_ == 1) return;
