@@ -356,6 +356,12 @@ def test_wake_ends_a_wait() -> None:
         assert attention.wait() == []
 
 
+def test_waking_a_closed_endpoint_does_nothing() -> None:
+    endpoint = FFNEndpoint(0, SHAPES, SECRET, timing=PATIENT)
+    endpoint.close()
+    endpoint.wake()
+
+
 def test_a_spinning_endpoint_is_served_too(world: World) -> None:
     attention, ffn = world.pair(spin=0.001)
     attention.push(attention.peers, 0, 1, activations(2))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -133,7 +132,6 @@ class WireLink:
         self._owners: dict[Ticket, _Pending] = {}
         self._slowest = 0.0
         # A descriptor that is closed may be somebody else's the next moment: nobody may ring it then.
-        self._closing, self._is_closed = threading.Lock(), False
         self.counts = LinkCounts()
         self.offsets: dict[int, tuple[int, int]] = {}
 
@@ -143,13 +141,9 @@ class WireLink:
         self.wake()
 
     def wake(self) -> None:
-        with self._closing:
-            if not self._is_closed:
-                self._endpoint.wake()
+        self._endpoint.wake()
 
     def close(self) -> None:
-        with self._closing:
-            self._is_closed = True
         self._endpoint.close()
 
     @property

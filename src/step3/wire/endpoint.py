@@ -6,6 +6,7 @@ import logging
 import os
 import select
 import ssl
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -90,6 +91,8 @@ class Endpoint(ABC):
         self._closed = False
         self._waiter = Waiter(spin)
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        # Who wakes may be another thread than who closes, and the number be that of another file then.
+        self._ringing, self._has_bell = threading.Lock(), True
         self._waiter.register(self._bell)
         self._carrier = Carrier(lambda: self._all, epoch, self._timing.heartbeat)
 
@@ -164,8 +167,10 @@ class Endpoint(ABC):
             self._end(self._peers[peer], "this side ended the connection", log_it=False)
 
     def wake(self) -> None:
-        """Makes the owner's wait return; from any thread."""
-        os.eventfd_write(self._bell, 1)
+        """Makes the owner's wait return; from any thread, and without effect once the endpoint is closed."""
+        with self._ringing:
+            if self._has_bell:
+                os.eventfd_write(self._bell, 1)
 
     def close(self, patience: float = 1.0) -> None:
         """Says goodbye, sends what is left for at most `patience` seconds, and ends everything."""
@@ -186,7 +191,9 @@ class Endpoint(ABC):
         self._peers.clear()
         self._all = ()
         self._waiter.close()
-        os.close(self._bell)
+        with self._ringing:
+            self._has_bell = False
+            os.close(self._bell)
 
     def admit(self, connection: Connection, peer: Peer) -> str | None:
         """See `connection.Owner`."""
