@@ -131,7 +131,6 @@ class WireLink:
         self._pending: dict[int, _Pending] = {}
         self._owners: dict[Ticket, _Pending] = {}
         self._slowest = 0.0
-        # A descriptor that is closed may be somebody else's the next moment: nobody may ring it then.
         self.counts = LinkCounts()
         self.offsets: dict[int, tuple[int, int]] = {}
 

@@ -91,7 +91,7 @@ class Endpoint(ABC):
         self._closed = False
         self._waiter = Waiter(spin)
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        # Who wakes may be another thread than who closes, and the number be that of another file then.
+        # A descriptor that is closed may be somebody else's the next moment: nobody may ring it then.
         self._ringing, self._has_bell = threading.Lock(), True
         self._waiter.register(self._bell)
         self._carrier = Carrier(lambda: self._all, epoch, self._timing.heartbeat)
