@@ -8,7 +8,8 @@ from simulated import AffineTimes, no_prefill
 from step3.plan.pipeline import steady_step
 from step3.plan.simulate.calls import CallTimes
 from step3.plan.simulate.clock import Clock, Order
-from step3.plan.simulate.pipeline import Instance, Lane, Load, Merge, Pipeline, Spent
+from step3.plan.simulate.lanes import Instance, Lane, Load, Spent
+from step3.plan.simulate.pipeline import Merge, Pipeline
 from step3.plan.stages import stage_times
 from step3.plan.workload import Contexts
 

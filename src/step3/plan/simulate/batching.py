@@ -13,7 +13,7 @@ from heapq import heappop, heappush
 
 from step3.plan.simulate.cache import CacheRoom
 from step3.plan.simulate.calls import CallTimes
-from step3.plan.simulate.pipeline import Load
+from step3.plan.simulate.lanes import Load
 from step3.plan.simulate.requests import Request
 
 

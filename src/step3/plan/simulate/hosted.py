@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from step3.plan.simulate.calls import CallTimes
 from step3.plan.simulate.clock import Clock, Order
 from step3.plan.simulate.cores import Cores, Host, Thread
-from step3.plan.simulate.pipeline import Instance, Lane, Load, Recorder, Worked
+from step3.plan.simulate.lanes import Instance, Lane, Load, Recorder
+from step3.plan.simulate.worked import Worked
 from step3.plan.topology import Topology
 
 

@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from step3.plan.simulate.histogram import Histogram
+from step3.plan.simulate.lanes import Recorder, Spent
 from step3.plan.simulate.limit import Busy, Limit, find_limit
-from step3.plan.simulate.pipeline import Recorder, Spent
 from step3.plan.simulate.scenario import Scenario
 from step3.plan.simulate.simulation import Progress, Simulation
 from step3.plan.simulate.timeline import Timeline

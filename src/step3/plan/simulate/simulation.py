@@ -11,10 +11,12 @@ from step3.plan.simulate.clock import Clock, Order
 from step3.plan.simulate.faults import Failure, ReplicaHealth
 from step3.plan.simulate.hosted import HostedPipeline
 from step3.plan.simulate.jitter import random_factors
-from step3.plan.simulate.pipeline import Instance, Lane, Load, Pipeline, Recorder, Spent, Worked
+from step3.plan.simulate.lanes import Instance, Lane, Load, Recorder, Spent
+from step3.plan.simulate.pipeline import Pipeline
 from step3.plan.simulate.requests import ClosedLoop, OpenLoop, Request, Trace
 from step3.plan.simulate.scenario import Scenario
 from step3.plan.simulate.tally import Tally
+from step3.plan.simulate.worked import Worked
 
 Progress = Callable[[float], None]
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from step3.plan.simulate.histogram import Histogram
-from step3.plan.simulate.pipeline import Spent
+from step3.plan.simulate.lanes import Spent
 from step3.plan.simulate.timeline import Timeline
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from step3.plan.simulate.errors import SimulationError
-from step3.plan.simulate.pipeline import Lane
+from step3.plan.simulate.lanes import Lane
 from step3.plan.topology import Topology
 
 MAX_SPANS = 500_000
