@@ -26,7 +26,8 @@ struct Columns {
 };
 
 template <bool MANY, class Meanwhile>
-static inline __attribute__((always_inline)) void add_columns(Bf16, const uint32_t *a, int rows, const Columns &c, Meanwhile &meanwhile, Pending<float> &, float *sums) {
+static inline __attribute__((always_inline)) void add_columns(Bf16, const uint32_t *a, int rows, const Columns &c, Meanwhile &meanwhile,
+                                                              Pending<float> &, float *sums) {
     const char *at = (const char *)a;
     if (c.is_first)
         clear_sums<MANY>();
@@ -40,7 +41,8 @@ static inline __attribute__((always_inline)) void add_columns(Bf16, const uint32
 }
 
 template <bool MANY, class Kind, class Meanwhile, class Sum>
-static inline __attribute__((always_inline)) void add_columns(Kind, const uint32_t *a, int rows, const Columns &c, Meanwhile &meanwhile, Pending<Sum> &pending, float *sums) {
+static inline __attribute__((always_inline)) void add_columns(Kind, const uint32_t *a, int rows, const Columns &c, Meanwhile &meanwhile,
+                                                              Pending<Sum> &pending, float *sums) {
     constexpr bool is_int8 = std::is_same_v<Kind, Int8>;
     constexpr int64_t step = is_int8 ? INT8_STEP : STEP, pair_bytes = is_int8 ? 64 : 128;
     const char *at = (const char *)a;
@@ -160,7 +162,8 @@ class BlockProduct {
         const int64_t blocks = (end_ - begin_) * ((m_.pairs + AT_ONCE - 1) / AT_ONCE);
         // And what the panel before has given is kept.
         finished_.pace(tiles_.start(last_) - tiles_.start(first_), count() * (slice.end - slice.from) / STEP);
-        Stream stream({next, next ? pairs * m_.pair_bytes() : 0}, beyond_.part(done_++, blocks), (pairs + STEP - 1) / STEP * count());
+        const Range upcoming{next, next ? pairs * m_.pair_bytes() : 0};
+        Stream stream(upcoming, beyond_.part(done_++, blocks), (pairs + STEP - 1) / STEP * count());
         Meanwhile meanwhile{stream, finished_};
         for (int64_t tile = first_; tile < last_; tile++) {
             const int rows = tiles_.size(tile);

@@ -61,9 +61,6 @@ static inline __attribute__((always_inline)) void load_sums(const float *out, in
 }
 
 constexpr int STEP_PARTS = 4;
-struct Nothing {
-    __attribute__((always_inline)) void operator()(int) const {}
-};
 
 // sums += the rows at `a` times 16 pairs, or quads of BYTES, of a panel. Rows that are PASSING do not push the panel out
 // of the first-level cache. meanwhile(i) is called for each i below STEP_PARTS.

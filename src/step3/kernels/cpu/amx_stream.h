@@ -5,6 +5,7 @@
 #pragma once
 #include "factor.h"
 #include "stream.h"
+#include "waiting.h"
 
 namespace step3 {
 
@@ -18,7 +19,8 @@ class StreamedProduct {
     void run() {
         if (IS_FP8) lay(m_.begin(begin_));
         for (int64_t panel = begin_; panel < end_; panel++) multiply_panel(Kind(), panel);
-        settle();
+        pending_.add(TILE);
+        keep_finished();
     }
 
    private:
@@ -30,25 +32,16 @@ class StreamedProduct {
     const int64_t begin_, end_;
     Keep keep_;
     PagesAhead ahead_;
-    const Fp8Expander expand_;
-
-    // What is done with sums that have only just left their registers, when the next ones are under way.
-    struct Waiting {
-        int64_t panel = -1;
-        const float *scales = nullptr;
-        bool is_first = false, is_last = false;  // of the blocks of its panel
-    } waiting_;
-    int block_ = 0, step_ = 0;  // by turns 0 and 1
+    Pending<float> pending_;  // sums of a block of fp8
+    int64_t finished_ = -1;   // the panel whose results are to be kept when the next products are under way
+    int step_ = 0;            // by turns 0 and 1
     alignas(64) float results_[TILE * PANEL];
-    alignas(64) float sums_[2][IS_FP8 ? TILE * PANEL : 1];
     alignas(64) char laid_[2][IS_FP8 ? STEP * 128 : 1];
 
-    void settle() {
-        if (waiting_.panel < 0) return;
-        if (IS_FP8) add_scaled(sums_[1 - block_], rows_, waiting_.scales, waiting_.is_first, results_);
-        if (waiting_.is_last)
-            for (int r = 0; r < rows_; r++) keep_(TileSums{row_, rows_, waiting_.panel, results_}, r);
-        waiting_.panel = -1;
+    void keep_finished() {
+        if (finished_ < 0) return;
+        for (int r = 0; r < rows_; r++) keep_(TileSums{row_, rows_, finished_, results_}, r);
+        finished_ = -1;
     }
 
     void multiply_panel(Bf16, int64_t panel) {
@@ -61,10 +54,10 @@ class StreamedProduct {
                 for (int i = 0; i < lines; i++) ahead_.template fetch<_MM_HINT_T0>(part * lines + i);
             });
             ahead_.pass(2 * STEP);
-            settle();
+            keep_finished();
         }
         store_sums<MANY>(results_, PANEL);
-        waiting_ = {panel, nullptr, true, true};
+        finished_ = panel;
     }
 
     void multiply_panel(Fp8, int64_t panel) {
@@ -80,25 +73,19 @@ class StreamedProduct {
                 if (pair + STEP < m_.pairs || panel + 1 < end_) lay(next);
                 multiply_step<MANY, false>(a, now);
             }
-            store_sums<MANY>(sums_[block_], PANEL);
-            settle();
-            block_ = 1 - block_;
-            waiting_ = {panel, weights.scales + begin / BLOCK_PAIRS * 2, begin == 0, end == m_.pairs};
+            store_sums<MANY>(pending_.room(), PANEL);
+            // The block before, which may have been the last of its panel.
+            pending_.add(TILE);
+            keep_finished();
+            pending_.put(nullptr, rows_, weights.scales + begin / BLOCK_PAIRS * 2, begin == 0, results_);
         }
+        finished_ = panel;
     }
 
     // 16 pairs as they are multiplied: a step ahead, as a register is not loaded before all stores in front of it have
     // reached the cache.
     void lay(const char *from) {
-        char *to = laid_[step_];
-#pragma GCC unroll 16
-        for (int i = 0; i < STEP; i++) {
-            Pairs first, second;
-            ahead_.template fetch<_MM_HINT_T1>(i);
-            expand_(from + 64 * i, first, second);
-            _mm512_store_si512(to + 128 * i, first);
-            _mm512_store_si512(to + 128 * i + 64, second);
-        }
+        expand_fp8(from, laid_[step_], STEP, [this](int i) { ahead_.template fetch<_MM_HINT_T1>(i); });
         ahead_.pass(STEP);
     }
 };

@@ -182,6 +182,11 @@ static inline uint16_t bf16_of_fp8(uint8_t byte) {
     return (uint16_t)((bits | (uint32_t)(byte & 0x80) << 24) >> 16);
 }
 
+// Where there is nothing to be done meanwhile.
+struct Nothing {
+    __attribute__((always_inline)) void operator()(int) const {}
+};
+
 #if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
 struct Fp8Table {
     alignas(64) uint8_t low[128], high[128];
@@ -222,11 +227,14 @@ struct Fp8Expander {
     }
 };
 
-static inline void expand_fp8(const char *from, char *to, int64_t groups) {
+// meanwhile(i) is called for each group.
+template <class Meanwhile = Nothing>
+static inline __attribute__((always_inline)) void expand_fp8(const char *from, char *to, int64_t groups, Meanwhile meanwhile = {}) {
     const Fp8Expander expand;
-#pragma GCC unroll 4
+#pragma GCC unroll 16
     for (int64_t i = 0; i < groups; i++) {
         Pairs first, second;
+        meanwhile((int)i);
         expand(from + 64 * i, first, second);
         _mm512_storeu_si512(to + 128 * i, first);
         _mm512_storeu_si512(to + 128 * i + 64, second);
