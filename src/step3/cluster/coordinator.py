@@ -1,4 +1,4 @@
-"""The one that knows all instances: starts them, takes them in, and notices when they die."""
+"""The one that knows all instances: has them started, takes them in, and notices when they die."""
 
 from __future__ import annotations
 
@@ -6,52 +6,25 @@ import asyncio
 import logging
 import secrets
 import time
-from collections import Counter
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from step3.cluster import control, processes
+from step3.cluster import control
 from step3.cluster.config import ClusterConfig, ClusterError, host_key
 from step3.cluster.control import Channel, ControlError
 from step3.cluster.deployment import Deployment
 from step3.cluster.dispatch import Dispatch
-from step3.cluster.processes import BackOff, Nursery, Process
 from step3.cluster.registry import Member, Registry, Role, State
+from step3.cluster.slots import Slot, Slots
 from step3.cluster.spans import InstanceSpans
 from step3.cluster.totals import retired
 
 log = logging.getLogger("step3.cluster")
 
 CHECKS_PER_LEASE = 6
-MOST_DEATHS_AT_START = 5
 SPANS_SECONDS = 30.0
 """How long instances may take to send what they recorded."""
-
-
-@dataclass(eq=False)
-class Slot:
-    """A place for a process of this host, which is filled again when the process dies.
-
-    Attributes:
-        ticket: by which the process is known when it joins.
-        is_wanted: whether it is to be filled.
-        failure: why it could not load.
-        deaths: of its processes.
-    """
-
-    role: Role
-    instance: int
-    cores: list[int] | None
-    ticket: str = field(default_factory=lambda: secrets.token_hex(16))
-    process: Process | None = None
-    member: Member | None = None
-    back_off: BackOff = field(default_factory=BackOff)
-    started: float = 0.0
-    is_wanted: bool = True
-    failure: str | None = None
-    deaths: int = 0
 
 
 class Coordinator:
@@ -65,28 +38,25 @@ class Coordinator:
 
     def __init__(self, config: ClusterConfig, model: str | None, device: str | None) -> None:
         self._config = config
-        self._model, self._device = model, device
         self._host = host_key()
         self._local = f"unix:step3-control-{secrets.token_hex(12)}"
         self._servers: list[asyncio.AbstractServer] = []
         self._registry = Registry(config.topology, config.lease)
         self._channels: dict[Member, Channel] = {}
-        self._slots: list[Slot] = []
-        self._nursery = Nursery()
         self._changed = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._slots = Slots(config, model, device, self._local, self._registry, self._lose, self._changed.set)
+        self._lease_watch: asyncio.Task[None] | None = None
         self._spans: dict[Member, asyncio.Future[Any]] = {}
         self._retired: list[Mapping[str, Any]] = []
         self._is_stopping = False
         self._recording = asyncio.Lock()
         self.address: str | None = None
-        self.restarts: Counter[str] = Counter()
+        self.restarts = self._slots.restarts
         self.requests = Dispatch(self._send, self._let_go_if_idle)
 
     async def warm_up(self) -> None:
         """Begins to get ready to start instances, while others get ready to tell which."""
-        launched = zip(("ffn", "attention"), reversed(self._config.launches), strict=True)
-        await self._nursery.open([role for role, count in launched if count])
+        await self._slots.warm_up()
 
     async def start(self, deployment: Deployment) -> None:
         """Starts this host's instances and waits until the deployment can answer.
@@ -104,19 +74,12 @@ class Coordinator:
                 self._config.listen, secret, self._serve, None if tls is None else tls.listening()
             )
             self._servers.append(server)
-        self._spawn(self._watch_leases())
-        attention, ffn = self._config.launches
-        cores: list[Any] = [None] * (attention + ffn)
-        if self._config.bind_cores:
-            cores = list(processes.share_cores(attention + ffn))
-        for number in range(ffn):
-            self._fill(Slot("ffn", number, cores[attention + number]))
-        for number in range(attention):
-            self._fill(Slot("attention", number, cores[number]))
+        self._lease_watch = asyncio.create_task(self._watch_leases())
+        self._slots.launch()
         deadline = time.monotonic() + self._config.start_seconds
         while not self._is_complete():
             self._changed.clear()
-            self._raise_failures()
+            self._slots.raise_failures()
             left = deadline - time.monotonic()
             # Instances of other hosts come when they come.
             if left <= 0 and self._config.listen is None:
@@ -127,23 +90,14 @@ class Coordinator:
     async def stop(self) -> None:
         """Ends all instances that were started here, and tells the others to leave."""
         self._is_stopping = True
-        for task in list(self._tasks):
-            task.cancel()
-        for slot in self._slots:
-            slot.is_wanted = False
+        if self._lease_watch is not None:
+            self._lease_watch.cancel()
+        self._slots.give_up()
         for channel in self._channels.values():
             channel.send({"type": "leave"})
         for server in self._servers:
             server.close()
-        running = [slot.process for slot in self._slots if slot.process is not None]
-        until = time.monotonic() + 2.0
-        while not all(one.has_ended for one in running) and time.monotonic() < until:
-            await asyncio.sleep(0.02)
-        for process in running:
-            process.kill()
-        while not all(one.has_ended for one in running):
-            await asyncio.sleep(0.01)
-        self._nursery.close()
+        await self._slots.end()
         for channel in list(self._channels.values()):
             channel.close()
 
@@ -183,11 +137,11 @@ class Coordinator:
         if role == "ffn" and not 0 <= shard < shards:
             raise ClusterError(f"there is no shard {shard}: they count from 0 to {shards - 1}")
         taken = {one.instance for one in self._registry.members(role)}
-        taken |= {slot.instance for slot in self._slots if slot.role == role and slot.is_wanted}
+        taken |= self._slots.taken(role)
         number, step = (shard, shards) if role == "ffn" else (0, 1)
         while number in taken:
             number += step
-        self._fill(Slot(role, number, None))
+        self._slots.fill(Slot(role, number, None))
         return f"{role} {number}"
 
     def drain(self, role: Role, instance: int) -> None:
@@ -208,9 +162,9 @@ class Coordinator:
         if not others:
             kind = "attention instance" if role == "attention" else f"instance of shard {member.shard}"
             raise ClusterError(f"{member} is the last {kind}: add another one first")
-        for slot in self._slots:
-            if slot.member is member:
-                slot.is_wanted = False
+        slot = self._slots.of(member)
+        if slot is not None:
+            slot.is_wanted = False
         member.state = State.DRAINING
         if role == "ffn":
             self._tell_members()
@@ -242,18 +196,7 @@ class Coordinator:
         return found
 
     def _is_complete(self) -> bool:
-        filled = all(slot.member is not None and slot.member.state is State.READY for slot in self._slots)
-        return filled and self.is_ready
-
-    def _raise_failures(self) -> None:
-        for slot in self._slots:
-            if slot.failure is not None:
-                raise ClusterError(slot.failure)
-            if slot.deaths >= MOST_DEATHS_AT_START:
-                raise ClusterError(
-                    f"{slot.role} instance {slot.instance} has died {slot.deaths} times before it was ready: "
-                    "see the log above; is there enough memory?"
-                )
+        return self._slots.are_ready and self.is_ready
 
     async def _serve(self, channel: Channel) -> None:
         """One instance's connection, from its joining to its end."""
@@ -300,7 +243,7 @@ class Coordinator:
             raise ClusterError("it has another checkpoint: give --model the one that this deployment serves")
         slot = None
         if asked.get("ticket") is not None:
-            slot = next((one for one in self._slots if one.ticket == asked["ticket"]), None)
+            slot = self._slots.with_ticket(asked["ticket"])
             if slot is None:
                 raise ClusterError("its ticket is not of this coordinator")
             if slot.member is not None:
@@ -335,7 +278,7 @@ class Coordinator:
                 if future is not None and not future.done():
                     future.set_result(message["spans"])
             case "cannot_load":
-                slot = self._slot_of(member)
+                slot = self._slots.of(member)
                 if slot is not None:
                     slot.failure = f"{member} cannot load: {message['reason']}"
                 self._changed.set()
@@ -362,7 +305,7 @@ class Coordinator:
         if channel is not None:
             channel.close()
         self._registry.remove(member)
-        slot = self._slot_of(member)
+        slot = self._slots.of(member)
         if slot is not None:
             slot.member = None
             if slot.process is not None and reason != "it left":
@@ -393,76 +336,6 @@ class Coordinator:
         for member, channel in self._channels.items():
             if member.role == "attention":
                 channel.send(message)
-
-    def _fill(self, slot: Slot) -> None:
-        if slot not in self._slots:
-            self._slots.append(slot)
-        attention, ffn = self._config.launches
-        threads = self._config.threads or max(1, len(processes.usable_cores()) // max(1, attention + ffn))
-        settings = {
-            "role": slot.role,
-            "join": self._local,
-            "secret": self._config.secret.hex(),
-            "model": self._model,
-            "device": self._device,
-            "threads": threads,
-            "cores": slot.cores,
-            "advertise": self._advertised,
-            "ticket": slot.ticket,
-            "tls": None if self._config.tls is None else asdict(self._config.tls),
-        }
-        slot.started = time.monotonic()
-        self._spawn(self._start_process(slot, settings))
-
-    async def _start_process(self, slot: Slot, settings: Mapping[str, Any]) -> None:
-        try:
-            slot.process = await self._nursery.start(settings, lambda: self._refill(slot))
-        except ProcessLookupError:
-            self._refill(slot)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    @property
-    def _advertised(self) -> str | None:
-        """The host under which others reach this one's FFN instances; None if no others can join."""
-        if self._config.listen is None:
-            return None
-        return self._config.advertise or control.split_address(self._config.listen)[0]
-
-    def _refill(self, slot: Slot) -> None:
-        """A process has ended: what it had goes on elsewhere, and another one takes its place."""
-        slot.process = None
-        if slot.member is not None:
-            self._lose(slot.member, "its process ended")
-        if self._is_stopping:
-            return
-        if not slot.is_wanted:
-            self._slots.remove(slot)
-            return
-        lived = time.monotonic() - slot.started
-        wait = slot.back_off.next(lived, self._has_stand_in(slot))
-        log.warning("%s instance %d starts again in %g s", slot.role, slot.instance, wait)
-        slot.deaths += 1
-        self.restarts[slot.role] += 1
-        self._spawn(self._fill_later(slot, wait))
-        self._changed.set()
-
-    def _has_stand_in(self, slot: Slot) -> bool:
-        """Whether another instance can do what one of this host's did."""
-        shards = self._config.topology.shards if slot.role == "ffn" else 1
-        ready = self._registry.members(slot.role, State.READY)
-        return any((one.instance - slot.instance) % shards == 0 for one in ready)
-
-    async def _fill_later(self, slot: Slot, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-        if slot.is_wanted and not self._is_stopping:
-            self._fill(slot)
-
-    def _slot_of(self, member: Member) -> Slot | None:
-        return next((slot for slot in self._slots if slot.member is member), None)
 
     def _let_go_if_idle(self, member: Member) -> None:
         if member.state is State.DRAINING and not self.requests.is_with(member):
