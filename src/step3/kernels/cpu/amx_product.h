@@ -60,10 +60,8 @@ static inline __attribute__((always_inline)) void load_sums(const float *out, in
     load_register<3>(out + REGISTER_ROWS * step + STRIP, step * 4);
 }
 
-constexpr int STEP_PARTS = 4;
-
 // sums += the rows at `a` times 16 pairs, or quads of BYTES, of a panel. Rows that are PASSING do not push the panel out
-// of the first-level cache. meanwhile(i) is called for each i below STEP_PARTS.
+// of the first-level cache. meanwhile(i) is called for i = 0 to 3.
 template <bool MANY, bool PASSING, bool BYTES = false, class Meanwhile = Nothing>
 static inline __attribute__((always_inline)) void multiply_step(const char *a, const char *panel, Meanwhile meanwhile = {}) {
     meanwhile(0);

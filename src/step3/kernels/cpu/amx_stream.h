@@ -1,7 +1,7 @@
 // The product with tile registers of one tile and packed panels, each of which is read once: as fast as memory gives them.
 //
-// Memory is kept busy whatever else is done: lines are fetched one by one between the instructions of a step, and the
-// results of a panel are kept while the next one is multiplied.
+// Memory is kept busy whatever else is done: lines are fetched between the instructions of a step, and the results of a
+// panel are kept while the next one is multiplied.
 #pragma once
 #include "factor.h"
 #include "stream.h"
@@ -17,7 +17,7 @@ class StreamedProduct {
         : m_(m), a_((const char *)a), row_(row), rows_(rows), begin_(begin), end_(end), keep_(keep), ahead_(m.range(begin, end), then) {}
 
     void run() {
-        if (IS_FP8) lay(m_.begin(begin_));
+        if constexpr (IS_FP8) lay(m_.begin(begin_));
         for (int64_t panel = begin_; panel < end_; panel++) multiply_panel(Kind(), panel);
         pending_.add(TILE);
         keep_finished();
@@ -31,7 +31,7 @@ class StreamedProduct {
     const int rows_;
     const int64_t begin_, end_;
     Keep keep_;
-    PagesAhead ahead_;
+    std::conditional_t<IS_FP8, PagesAhead, StepsAhead> ahead_;
     Pending<float> pending_;  // sums of a block of fp8
     int64_t finished_ = -1;   // the panel whose results are to be kept when the next products are under way
     int step_ = 0;            // by turns 0 and 1
@@ -48,12 +48,8 @@ class StreamedProduct {
         const char *a = a_, *at = m_.begin(panel);
         clear_sums<MANY>();
         for (int64_t pair = 0; pair < m_.pairs; pair += STEP, a += rows_ * REGISTER_LINE, at += STEP * 128) {
-            multiply_step<MANY, false>(a, at, [this](int part) {
-                constexpr int lines = 2 * STEP / STEP_PARTS;
-#pragma GCC unroll 8
-                for (int i = 0; i < lines; i++) ahead_.template fetch<_MM_HINT_T0>(part * lines + i);
-            });
-            ahead_.pass(2 * STEP);
+            const char *const ahead = ahead_.step(at);
+            multiply_step<MANY, false>(a, at, [ahead](int part) { StepsAhead::fetch(ahead, part); });
             keep_finished();
         }
         store_sums<MANY>(results_, PANEL);
@@ -85,7 +81,7 @@ class StreamedProduct {
     // 16 pairs as they are multiplied: a step ahead, as a register is not loaded before all stores in front of it have
     // reached the cache.
     void lay(const char *from) {
-        expand_fp8(from, laid_[step_], STEP, [this](int i) { ahead_.template fetch<_MM_HINT_T1>(i); });
+        expand_fp8(from, laid_[step_], STEP, [this](int i) { ahead_.fetch(i); });
         ahead_.pass(STEP);
     }
 };

@@ -12,6 +12,33 @@ namespace step3 {
 // asked for. So lines are asked for of four places by turns.
 constexpr int PLACES = 4;
 
+// Fetches bf16 that is read from front to back, once, a step of a product at a time.
+//
+// What the processor foresees depends on when and in which order lines are asked for: these distances and places are among
+// the fastest, and fast in any place of memory. Lines from front to back, or whole steps ahead, take up to a fifth longer.
+class StepsAhead {
+   public:
+    // `then`: what is read behind the range, or null.
+    StepsAhead(Range range, const char *then) : end_(range.at + range.bytes), shift_(then ? then - end_ : -DISTANCE) {}
+    // The step to be fetched while the one at `at` is multiplied.
+    const char *step(const char *at) const { return at + DISTANCE + (at + DISTANCE < end_ ? 0 : shift_); }
+    // A quarter of it.
+    static __attribute__((always_inline)) void fetch(const char *step, int quarter) {
+#pragma GCC unroll 8
+        for (int i = quarter * LINES / 4; i < (quarter + 1) * LINES / 4; i++) {
+            const char *line = step + 64 * (i % STEP_PLACES * (LINES / STEP_PLACES) + i / STEP_PLACES);
+            // Without something in between they wait for the same port, and registers' loads behind them: a tenth slower.
+            asm volatile("nop\n\tprefetcht0 %0" ::"m"(*line));
+        }
+    }
+
+   private:
+    static constexpr int LINES = 32, STEP_PLACES = 8;
+    static constexpr int64_t DISTANCE = 64 * LINES * 7 / 2;
+    const char *end_;
+    int64_t shift_;
+};
+
 // Fetches a range that is read from front to back, once: as many lines as are read, of the pages behind those that are.
 // Nobody has fetched the first ones.
 class PagesAhead {
@@ -20,9 +47,8 @@ class PagesAhead {
     PagesAhead(Range range, const char *then) : at_(range.at), end_(range.at + range.bytes), then_(then) { next_window(); }
 
     // Line `i` of those that come.
-    template <int HINT>
     __attribute__((always_inline)) void fetch(int i) const {
-        _mm_prefetch(at_ + i % PLACES * PAGE_BYTES + i / PLACES * 64, (_mm_hint)HINT);
+        _mm_prefetch(at_ + i % PLACES * PAGE_BYTES + i / PLACES * 64, _MM_HINT_T1);
     }
     // Goes on behind `lines` lines, which divide a page.
     __attribute__((always_inline)) void pass(int lines) {
