@@ -5,7 +5,8 @@
 The engines run as processes of their own and measure in turn, round after round; a ratio is the median of
 the rounds' ratios. Read bandwidth and the peak of bf16 products are measured before and after each of these
 measurements, as neighbours on a shared host may double or halve them within seconds; what other processes
-took of the processor is told too. A long run can be cut: `--cases` in several runs.
+took of the processor is told too. As many bytes are read as the engine has weights: of less, caches of some
+hundred MiB would answer a part. A long run can be cut: `--cases` in several runs.
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ from step3.kernels.cpu.weights import Arena
 
 WORKER = Path(__file__).with_name("cpu_worker.py")
 CASES = "1x128x32,4x128x24,16x128x16,64x128x12"
-MEASURED_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,16 @@ class Case:
 
 
 class Engine:
-    """A worker process."""
+    """A worker process.
 
-    def __init__(self, name: str, command: list[str]) -> None:
+    Attributes:
+        weights: bytes of the checkpoint that it runs.
+        start: seconds until it was ready.
+    """
+
+    def __init__(self, name: str, command: list[str], checkpoint: Path) -> None:
         self.name = name
+        self.weights = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.start = self._read()["start"]
 
@@ -113,20 +119,19 @@ class Measured:
 class Limits:
     """What the machine can do at most, at this moment."""
 
-    def __init__(self) -> None:
+    def __init__(self, at_most: int) -> None:
+        """`at_most`: bytes, the most that are to be read."""
         library = open_library()
         if library is None:
             raise SystemExit(why_not())
         self._c, self._threads = library.c, torch.get_num_threads()
         self._arena = Arena(library)
-        self._memory = self._arena.take(MEASURED_BYTES)
-        ctypes.memset(self._memory, 1, MEASURED_BYTES)
+        self._memory = self._arena.take(at_most)
+        ctypes.memset(self._memory, 1, at_most)
 
-    def measure(self) -> tuple[float, float]:
-        """GB/s read and GFLOP/s of bf16 products, by all threads."""
-        bandwidth = max(
-            self._c.step3_read_bandwidth(self._memory, MEASURED_BYTES, self._threads) for _ in range(2)
-        )
+    def measure(self, read: int) -> tuple[float, float]:
+        """GB/s where `read` bytes are read, and GFLOP/s of bf16 products, by all threads."""
+        bandwidth = self._c.step3_read_bandwidth(self._memory, read, self._threads)
         return bandwidth, self._c.step3_peak_flops(self._threads, 0.1)
 
 
@@ -149,16 +154,16 @@ def weights_of_step(sizes: TextSizes, tokens: int, item: float) -> tuple[float, 
 
 
 def run_rounds(engines: list[Engine], cases: list[Case], rounds: int) -> dict[tuple[str, Case], Measured]:
-    limits = Limits()
+    limits = Limits(max(engine.weights for engine in engines))
     results = {(engine.name, case): Measured() for engine in engines for case in cases}
     for number in range(rounds):
         for case in cases:
             # Who is first changes from round to round.
             for engine in engines[:: 1 if number % 2 else -1]:
-                before = limits.measure()
+                before = limits.measure(engine.weights)
                 # Long prompts are computed once, and stay in the prefix cache for the other rounds.
                 got = engine.measure(case, number if case.batch * case.prompt <= 4096 else 0)
-                after = limits.measure()
+                after = limits.measure(engine.weights)
                 measured = results[engine.name, case]
                 measured.bandwidth.append((before[0] + after[0]) / 2)
                 measured.peak.append((before[1] + after[1]) / 2)
@@ -191,14 +196,19 @@ def main(
     chosen = [Case(*map(int, case.split("x"))) for case in cases.split(",")]
     sizes = Checkpoint.open(checkpoint).config.text
     with ExitStack() as stack:
-        commands = {"step3 bf16": [sys.executable, str(WORKER), "step3", str(checkpoint)]}
+        runs = [("step3 bf16", sys.executable, "step3", checkpoint)]
         if quantised is not None:
-            commands["step3 fp8"] = [sys.executable, str(WORKER), "step3", str(quantised)]
+            runs.append(("step3 fp8", sys.executable, "step3", quantised))
         if peer is not None:
-            commands["vLLM bf16"] = [str(peer), str(WORKER), "vllm", str(checkpoint)]
-        engines = [stack.enter_context(Engine(name, command)) for name, command in commands.items()]
+            runs.append(("vLLM bf16", str(peer), "vllm", checkpoint))
+        engines = [
+            stack.enter_context(Engine(name, [python, str(WORKER), kind, str(path)], path))
+            for name, python, kind, path in runs
+        ]
         results = run_rounds(engines, chosen, rounds)
-    bandwidth = median(value for one in results.values() for value in one.bandwidth)
+    bandwidth = median(
+        value for (name, _), one in results.items() if "bf16" in name for value in one.bandwidth
+    )
     peak = median(value for one in results.values() for value in one.peak)
     rows = [row(engine.name, case, results, sizes, peer is not None) for case in chosen for engine in engines]
     show(rows, bandwidth, peak, {engine.name: engine.start for engine in engines})
@@ -224,6 +234,8 @@ def row(
     read += case.batch * (case.prompt + case.new / 2) * item
     decode, prefill = median(measured.decode), median(measured.prefill)
     _, prefill_flops = weights_of_step(sizes, 1, 2)
+    # A token meets half of its prompt's keys and values, on average.
+    prefill_flops += 2 * sizes.num_attention_heads * sizes.head_dim * case.prompt * sizes.num_hidden_layers
     theirs = results.get(("vLLM bf16", case)) if has_peer else None
     return {
         "case": str(case),
