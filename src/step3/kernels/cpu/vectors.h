@@ -200,10 +200,20 @@ struct Fp8Table {
 };
 static const Fp8Table fp8_table;
 
+// Leaves a constant in a register. Compilers make it anew wherever it is needed, in the port that permutes.
+static inline __m512i kept(__m512i x) {
+    asm("" : "+v"(x));
+    return x;
+}
+
 struct Fp8Expander {
     __m512i low0 = _mm512_load_si512(fp8_table.low), low1 = _mm512_load_si512(fp8_table.low + 64);
     __m512i high0 = _mm512_load_si512(fp8_table.high), high1 = _mm512_load_si512(fp8_table.high + 64);
     __m512i sign = _mm512_set1_epi8((char)0x80);
+#if defined(__GFNI__)
+    __m512i low_bits = kept(_mm512_set1_epi64(0x0000000001020408)), high_bits = kept(_mm512_set1_epi64(0x1020404040404080));
+    __m512i minus_16 = kept(_mm512_set1_epi8(-16)), range = kept(_mm512_set1_epi8((char)(252 - 16)));
+#endif
 
     void operator()(const void *from, Pairs &first, Pairs &second) const {
         const __m512i bytes = _mm512_loadu_si512(from);
@@ -211,10 +221,10 @@ struct Fp8Expander {
 #if defined(__GFNI__)
         // Where an exponent is not 0, each bit of the result is one of the byte's or its opposite: the exponent grows
         // by 120, its highest bit b becomes b, !b, !b, !b, !b. Twice a number without its sign is 16 to 252 then.
-        const __m512i doubled = _mm512_sub_epi8(_mm512_add_epi8(bytes, bytes), _mm512_set1_epi8(16));
-        if (__builtin_expect(!_mm512_cmpgt_epu8_mask(doubled, _mm512_set1_epi8((char)(252 - 16))), true)) {
-            low = _mm512_gf2p8affine_epi64_epi8(bytes, _mm512_set1_epi64(0x0000000001020408), 0);
-            high = _mm512_gf2p8affine_epi64_epi8(bytes, _mm512_set1_epi64(0x1020404040404080), 0x3c);
+        const __m512i doubled = _mm512_add_epi8(_mm512_add_epi8(bytes, bytes), minus_16);
+        if (__builtin_expect(!_mm512_cmpgt_epu8_mask(doubled, range), true)) {
+            low = _mm512_gf2p8affine_epi64_epi8(bytes, low_bits, 0);
+            high = _mm512_gf2p8affine_epi64_epi8(bytes, high_bits, 0x3c);
         } else
 #endif
         {
