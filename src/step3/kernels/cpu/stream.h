@@ -9,7 +9,7 @@ namespace step3 {
 
 // A core waits for 16 lines at most that it asked for itself, but the second-level cache for 48, and foresees what comes
 // of each page that it sees read from front to back: of several at once it has foreseen the next line long before it is
-// asked for. So lines are asked for of four places by turns.
+// asked for. So lines are asked for of several places by turns.
 constexpr int PLACES = 4;
 
 // Fetches bf16 that is read from front to back, once, a step of a product at a time.
