@@ -2,8 +2,8 @@
 
     python benchmarks/engine_overhead.py CHECKPOINT --sequences 64 --context 512
 
-Medians over the steps, of one thread. The network (the decoder's layers, the FFNs, the head) is measured too,
-and shown apart. Every sequence decodes a token a step.
+Medians over the steps, of one thread. The network (the decoder's layers, the FFNs, the head, the likeliest
+tokens where it tells them) is measured too, and shown apart. Every sequence decodes a token a step.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ class Clock:
         self._now[self._open.pop()] += now - self._since
         self._since = now
 
-    def watch(self, owner: Any, name: str) -> None:
-        """Counts calls of `owner.name`."""
+    def watch(self, owner: Any, name: str, part: str | None = None) -> None:
+        """Counts calls of `owner.name`, as a part of that name or another."""
         call: Callable[..., Any] = getattr(owner, name)
 
         def counted(*args: Any, **kwargs: Any) -> Any:
-            self._begin(name)
+            self._begin(part or name)
             result = call(*args, **kwargs)
             self._end()
             return result
@@ -74,8 +74,8 @@ class Clock:
         """Counts what happens inside the generator that `owner.name` returns."""
         call = getattr(owner, name)
 
-        def counted(*args: Any) -> Generator[Any, Any, Any]:
-            inner, answer = call(*args), None
+        def counted(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+            inner, answer = call(*args, **kwargs), None
             while True:
                 self._begin(name)
                 try:
@@ -96,6 +96,7 @@ class Clock:
         self._now.clear()
 
 
+@torch.inference_mode()
 def measure(model: Loaded, sequences: int, context: int, steps: int, params: SamplingParams) -> Clock:
     """Runs `steps` steps in which all sequences decode."""
     engine, clock = model.engine, Clock()
@@ -111,6 +112,7 @@ def measure(model: Loaded, sequences: int, context: int, steps: int, params: Sam
     clock.watch(own._decoder, "logits")
     clock.watch(engine.ffn, "forward")
     clock.watch(lane_module, "sample")
+    clock.watch(lane_module, "sample_likeliest", "sample")
     for _ in range(steps):
         clock.step(engine)
     return clock

@@ -338,8 +338,8 @@ def test_logits_that_are_no_numbers_end_the_request_alone(monkeypatch: pytest.Mo
     decoder = llm.engine.lanes[0]._decoder
     logits = decoder.logits
 
-    def poisoned(hidden: Any, scored: Any = None) -> Any:
-        rows = logits(hidden, scored)
+    def poisoned(hidden: Any) -> Any:
+        rows = logits(hidden)
         rows[0] = float("nan")
         return rows
 

@@ -8,6 +8,7 @@ from engine_requests import golden_cases, make_llm
 
 from step3 import SamplingParams
 from step3.engine import engine as engine_module
+from step3.engine import lane as lane_module
 from step3.engine.decoder import Decoder
 from step3.engine.packed_decoder import PackedDecoder
 from step3.ffn import shard as shard_module
@@ -95,9 +96,8 @@ def test_all_layers_in_one_call_give_what_they_give_by_turns(checkpoint: str) ->
         decoder = llm.engine.lanes[0]._decoder
         if not isinstance(decoder, PackedDecoder):
             pytest.skip("no kernels here")
-        assert decoder._whole is not None
-        if calls == "many":
-            decoder._whole = None
+        assert decoder._holds_ffns
+        decoder._holds_ffns = calls == "one"
         outputs = llm.generate(prompts, params, use_tqdm=False)
         answers.append([(one.outputs[0].token_ids, one.outputs[0].logprobs) for one in outputs])
     assert answers[0] == answers[1]
@@ -120,3 +120,41 @@ def test_long_prompts_do_not_depend_on_the_threads(
             torch.set_num_threads(before)
         answers.append(output.outputs[0].logprobs)
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("calls", ["one", "many"])
+@pytest.mark.parametrize(
+    "options", [{}, {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3}}]
+)
+def test_greedy_answers_are_the_same_with_and_without_logits(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], calls: str
+) -> None:
+    # With the same beginning over and over drafts prove right at times.
+    prompts = [{"prompt_token_ids": case["prompt_token_ids"][:200] * 2} for case in TEXT_CASES["text"]]
+    llm = make_llm("text", dtype=torch.bfloat16, max_num_batched_tokens=64, **options)
+    decoder = llm.engine.lanes[0]._decoder
+    if not isinstance(decoder, PackedDecoder):
+        pytest.skip("no kernels here")
+    decoder._holds_ffns = calls == "one"
+    with_logits = SamplingParams(temperature=0, max_tokens=12, logprobs=0)
+    expected = llm.generate(prompts, with_logits, use_tqdm=False)
+    monkeypatch.setattr(lane_module, "sample", None)
+    found = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=12), use_tqdm=False)
+    for one, other in zip(found, expected, strict=True):
+        assert one.outputs[0].token_ids == other.outputs[0].token_ids
+
+
+def test_a_token_that_is_no_number_ends_its_own_request_alone() -> None:
+    llm = make_llm("text", dtype=torch.bfloat16)
+    decoder = llm.engine.lanes[0]._decoder
+    if not isinstance(decoder, PackedDecoder):
+        pytest.skip("no kernels here")
+    params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+    [expected] = llm.generate([[8, 9]], params, use_tqdm=False)
+    decoder._network.embedding[5] = torch.nan
+    bad, good = llm.generate([[6, 5], [8, 9]], params, use_tqdm=False)
+    assert bad.outputs[0].finish_reason == "error"
+    assert "NaN" in (bad.error or "")
+    assert good.error is None
+    assert good.outputs[0].token_ids == expected.outputs[0].token_ids
+    llm.engine.assert_consistent()

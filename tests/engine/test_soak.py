@@ -19,6 +19,7 @@ from torch import Tensor
 
 from step3 import LLM, SamplingParams
 from step3.engine.batch import Batch, BatchBuilder
+from step3.engine.decoding import Decoded
 from step3.engine.kv_store import KVStore
 from step3.engine.pictures import PictureEncoder
 from step3.engine.request import PlacedPicture, Request, Sequence, Status
@@ -73,23 +74,28 @@ class ExactNetwork:
         self._step = step
         return self._builder.build(step)
 
-    def decode(self, batch: Batch) -> Generator[FFNCall, Tensor, Tensor]:
+    def decode(
+        self, batch: Batch, *, is_greedy: bool = False, keeps_hidden: bool = False
+    ) -> Generator[FFNCall, Tensor, Decoded]:
         keys, values = self._store.layer(0)
         written = torch.zeros(len(batch.tokens), keys.shape[-1])
-        written[:, 0] = batch.tokens.float()
+        written[:, 0] = torch.tensor(batch.tokens)
         for rows, features in batch.features:
-            written[rows, 0] = features[:, 0]
-        positions = batch.positions.float()[:, None].expand_as(written)
-        attention.write(keys, values, batch.slots, written, positions)
+            written[torch.from_numpy(rows), 0] = features[:, 0]
+        positions = torch.from_numpy(batch.paging.positions())[:, None].expand_as(written)
+        slots = torch.from_numpy(batch.paging.slots(self._store.block_size))
+        attention.write(keys, values, slots, written, positions)
         hidden = torch.zeros(len(batch.tokens), 1)
         for scheduled, row in zip(self._step, batch.starts, strict=True):
             self._look(scheduled, hidden[row : row + scheduled.num_tokens])
-        return hidden
+        logits, kept = self.logits(hidden[list(batch.scored)]), hidden if keeps_hidden else None
+        if is_greedy:
+            return Decoded(None, logits.argmax(-1).tolist(), kept)
+        return Decoded(logits, None, kept)
         yield
 
-    def logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
-        chosen = hidden if rows is None else hidden[rows]
-        return LOGITS[chosen[:, 0].long()].clone()
+    def logits(self, hidden: Tensor) -> Tensor:
+        return LOGITS[hidden[:, 0].long()].clone()
 
     def _look(self, scheduled: Scheduled, hidden: Tensor) -> None:
         """Reads a sequence's context back, and writes its rows' choices."""

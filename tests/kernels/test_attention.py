@@ -1,12 +1,14 @@
 """Paged attention against attention written out, over ragged batches of every kind."""
 
-import numpy as np
+from array import array
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
 
 from step3.kernels import attention
-from step3.kernels.attention import FP8, Paging, attend, attend_reference, prepare, write
+from step3.kernels.attention import FP8, BlockTables, Paging, attend, attend_reference, prepare, write
 
 HEADS, HEAD_DIM, BLOCK = 4, 16, 8
 CPU = torch.device("cpu")
@@ -43,8 +45,12 @@ def scatter(lengths: list[tuple[int, int]], dtype: torch.dtype = torch.float32) 
 
 def paging_of(lengths: list[tuple[int, int]], tables: Tensor) -> Paging:
     """The sequences' rows stand in the table in another order."""
-    queries, contexts = np.array(lengths).T
-    return Paging(queries, contexts, tables.flip(0).numpy(), np.arange(len(lengths))[::-1])
+    return listed(lengths, tables.flip(0), range(len(lengths))[::-1])
+
+
+def listed(lengths: list[tuple[int, int]], tables: Tensor, rows: Sequence[int]) -> Paging:
+    queries, contexts = zip(*lengths, strict=True)
+    return Paging(array("q", queries), array("q", contexts), BlockTables(tables.numpy()), array("q", rows))
 
 
 def both(lengths: list[tuple[int, int]], *tensors: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,8 +72,8 @@ def test_a_token_does_not_depend_on_the_batch_or_on_the_chunks(heads: int) -> No
     query = query[:, :heads]
 
     def attended(lengths: list[tuple[int, int]], rows: list[int], *queries: Tensor) -> Tensor:
-        paging = Paging(*np.array(lengths).T, tables.numpy(), np.array(rows))
-        return attend(torch.cat(queries), keys, values, prepare(paging, BLOCK, heads, CPU), 0.3)
+        plan = prepare(listed(lengths, tables, rows), BLOCK, heads, CPU)
+        return attend(torch.cat(queries), keys, values, plan, 0.3)
 
     whole = attended([(413, 413)], [0], query[:413])
     begin = 0
@@ -100,6 +106,16 @@ def test_no_sequence_reads_what_lies_behind_its_context() -> None:
         values[last, context % BLOCK or BLOCK :] = 1e4
     after, _ = both(lengths, query, keys, values, tables)
     assert torch.equal(before, after)
+
+
+def test_new_tokens_are_the_last_of_their_sequences() -> None:
+    tables = torch.tensor([[7, 2, 9], [4, 5, 0]])
+    paging = listed([(3, 10), (1, 1), (2, 17)], tables, [1, 1, 0])
+    assert paging.positions().tolist() == [7, 8, 9, 0, 15, 16]
+    blocks = [4, 5, 5, 4, 2, 9]
+    offsets = [7, 0, 1, 0, 7, 0]
+    expected = [block * BLOCK + offset for block, offset in zip(blocks, offsets, strict=True)]
+    assert paging.slots(BLOCK).tolist() == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, FP8])

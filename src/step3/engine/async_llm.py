@@ -291,6 +291,7 @@ class _EngineLoop:
     def stop(self) -> None:
         self.send(self._stop)
 
+    @torch.inference_mode()
     def run(self) -> None:
         try:
             while not self._is_told_to_stop:

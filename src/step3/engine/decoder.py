@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Generator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,6 +14,7 @@ from torch.nn import functional as F
 from step3.checkpoint import Checkpoint, Part
 from step3.checkpoint.layout import Kind
 from step3.engine.batch import Batch
+from step3.engine.decoding import Decoded
 from step3.engine.kv_store import KVStore
 from step3.engine.network import Network
 from step3.ffn.call import FFNCall
@@ -101,7 +104,7 @@ def _layer(tensors: dict[str, Tensor], at: str) -> LayerWeights:
 
 
 class Decoder:
-    """Embedding, attention layers, router, final norm and head."""
+    """`StepDecoder` with torch."""
 
     def __init__(self, network: Network, weights: DecoderWeights, store: KVStore) -> None:
         self._network, self._weights, self._store = network, weights, store
@@ -112,40 +115,43 @@ class Decoder:
             sizes.head_dim, network.rope_theta, network.rope_scaling, weights.embedding.device
         )
 
-    def decode(self, batch: Batch) -> Generator[FFNCall, Tensor, Tensor]:
-        """Runs a batch through all layers.
-
-        Yields each layer's FFN and is resumed with its output `[tokens, hidden]`. Who drives it decides
-        where FFNs are computed, and what is computed meanwhile.
-
-        Returns:
-            The hidden states after the final norm, `[tokens, hidden]`.
-        """
-        eps = self._network.rms_norm_eps
+    def decode(
+        self, batch: Batch, *, is_greedy: bool = False, keeps_hidden: bool = False
+    ) -> Generator[FFNCall, Tensor, Decoded]:
+        """As `StepDecoder.decode`; always tells the logits."""
+        del is_greedy
+        eps, paging = self._network.rms_norm_eps, batch.paging
         hidden = self._embed(batch)
-        angles = cos_sin(batch.positions, self._frequencies, self._attention_factor)
+        positions, slots = (
+            self._tensor(paging.positions()),
+            self._tensor(paging.slots(self._store.block_size)),
+        )
+        angles = cos_sin(positions, self._frequencies, self._attention_factor)
         heads, device = self._network.sizes.num_attention_heads, hidden.device
-        plan = attention.prepare(batch.paging, self._store.block_size, heads, device)
+        plan = attention.prepare(paging, self._store.block_size, heads, device)
         for index, layer in enumerate(self._weights.layers):
-            hidden = hidden + self._attention(index, layer, hidden, batch.slots, plan, angles)
+            hidden = hidden + self._attention(index, layer, hidden, slots, plan, angles)
             normed = rms_norm(hidden, layer.ffn_norm, eps)
             hidden = hidden + (yield self._ffn_call(index, layer, normed))
-        return rms_norm(hidden, self._weights.norm, eps)
+        hidden = rms_norm(hidden, self._weights.norm, eps)
+        logits = None
+        if batch.scored:
+            is_all = len(batch.scored) == len(hidden)
+            logits = self.logits(hidden if is_all else hidden.index_select(0, self._tensor(batch.scored)))
+        return Decoded(logits, hidden=hidden if keeps_hidden else None)
 
-    def logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Of hidden states `[tokens, hidden]` after the final norm, all of them or those of `rows` (int64).
-
-        Returns:
-            `[rows, vocabulary]` float32.
-        """
-        chosen = hidden if rows is None else hidden.index_select(0, rows)
-        return linear(chosen, self._weights.head).float()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """As `StepDecoder.logits`."""
+        return linear(hidden, self._weights.head).float()
 
     def _embed(self, batch: Batch) -> Tensor:
-        hidden = F.embedding(batch.tokens, self._weights.embedding)
+        hidden = F.embedding(self._tensor(batch.tokens), self._weights.embedding)
         for rows, features in batch.features:
-            hidden.index_copy_(0, rows, features)
+            hidden.index_copy_(0, self._tensor(rows), features)
         return hidden
+
+    def _tensor(self, numbers: array[int] | np.ndarray) -> Tensor:
+        return torch.from_numpy(np.asarray(numbers)).to(self._weights.embedding.device)
 
     def _attention(
         self,

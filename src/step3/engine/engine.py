@@ -14,10 +14,11 @@ from step3.checkpoint import Checkpoint
 from step3.engine.batch import BatchBuilder
 from step3.engine.config import EngineConfig, EngineError
 from step3.engine.decoder import Decoder, DecoderWeights
+from step3.engine.decoding import StepDecoder
 from step3.engine.drafter import Drafter
 from step3.engine.kv_cache import KVCache
 from step3.engine.kv_store import KVStore
-from step3.engine.lane import Lane, StepResult
+from step3.engine.lane import NOTHING, Lane, StepResult
 from step3.engine.memory import MemoryPlan, open_device, plan_memory
 from step3.engine.network import Network
 from step3.engine.packed_decoder import PackedDecoder, PackedDecoderWeights, attention_shape
@@ -139,7 +140,7 @@ class Engine:
         self,
         config: EngineConfig,
         num_lanes: int,
-        decoder: Decoder | PackedDecoder,
+        decoder: StepDecoder,
         pictures: PictureEncoder | None,
         device: torch.device,
     ) -> Lane:
@@ -149,7 +150,7 @@ class Engine:
         fill = None if drafter is None else drafter.fill
         share = self._share if num_lanes > 1 else None
         scheduler = Scheduler(self._cache, self._waiting, seats, tokens, longest, fill, share)
-        builder = BatchBuilder(seats, self._cache.blocks_for(longest), config.block_size, device, pictures)
+        builder = BatchBuilder(seats, self._cache.blocks_for(longest), pictures)
         return Lane(scheduler, self._cache, builder, decoder, device, drafter)
 
     @property
@@ -184,16 +185,24 @@ class Engine:
             self._end(request, "abort")
         return request
 
-    @torch.inference_mode()
     def step(self) -> StepResult:
-        """Computes a batch of each lane, one lane after the other; for an engine that holds the FFNs."""
-        results = [self.poll(), *(self.settle(self._drive(lane.step())) for lane in self.lanes)]
-        with_news = [result for result in results if result.advanced]
+        """Computes a batch of each lane, one lane after the other; for an engine that holds the FFNs.
+
+        Whoever steps does so within `torch.inference_mode()`, which takes long to enter for each step anew.
+        """
+        result = self.poll()
+        with_news = [result] if result.advanced else []
+        for lane in self.lanes:
+            result = self.settle(self._drive(lane.step()))
+            if result.advanced:
+                with_news.append(result)
         return with_news[0] if len(with_news) == 1 else StepResult.merged(with_news)
 
     def poll(self) -> StepResult:
         """Starts what may start by now, and tells what has ended without a step: answers that were complete
         when they came, and those of requests whose form cannot be compiled."""
+        if not self._complete and not self._compiling:
+            return NOTHING
         ended, self._complete = self._complete, []
         for request in [one for one in self._compiling if one.grammar is not None and one.grammar.done()]:
             grammar: futures.Future[Any] = request.grammar  # type: ignore[assignment]
@@ -208,7 +217,7 @@ class Engine:
             request.grammar = None
             for sequence in request.sequences:
                 sequence.sampling.constrain(compiled.start(request.grammar_after))
-        return self.settle(StepResult(advanced=ended, ended=ended))
+        return self.settle(StepResult(ended, [], ended, 0))
 
     def settle(self, result: StepResult) -> StepResult:
         """Notes what came of a lane's step, and gives it back."""

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from step3.engine.batch import Batch, BatchBuilder
-from step3.engine.decoder import Decoder
+from step3.engine.decoding import Decoded, StepDecoder
 from step3.engine.drafter import Drafter
 from step3.engine.kv_cache import KVCache
-from step3.engine.packed_decoder import PackedDecoder
 from step3.engine.progress import advance
 from step3.engine.request import Sequence, Status
 from step3.engine.sampling.logprobs import prompt_logprobs
-from step3.engine.sampling.sampler import SamplingBatch, sample
+from step3.engine.sampling.sampler import SamplingBatch, sample, sample_likeliest
 from step3.engine.scheduler import Scheduled, Scheduler
 from step3.ffn.call import FFNCall
 
@@ -29,8 +28,7 @@ PROMPT_ROWS_AT_ONCE = 256
 """Prompt tokens whose logits are in memory together."""
 
 
-@dataclass(frozen=True, eq=False)
-class StepResult:
+class StepResult(NamedTuple):
     """What came of a step.
 
     Attributes:
@@ -40,20 +38,23 @@ class StepResult:
         num_tokens: new tokens of all.
     """
 
-    advanced: list[Sequence] = field(default_factory=list)
-    begun: list[Sequence] = field(default_factory=list)
-    ended: list[Sequence] = field(default_factory=list)
-    num_tokens: int = 0
+    advanced: list[Sequence]
+    begun: list[Sequence]
+    ended: list[Sequence]
+    num_tokens: int
 
     @classmethod
     def merged(cls, results: list[StepResult]) -> StepResult:
         """What came of several steps."""
-        whole = cls()
-        for result in results:
-            whole.advanced.extend(result.advanced)
-            whole.begun.extend(result.begun)
-            whole.ended.extend(result.ended)
-        return replace(whole, num_tokens=sum(result.num_tokens for result in results))
+        return cls(
+            [sequence for result in results for sequence in result.advanced],
+            [sequence for result in results for sequence in result.begun],
+            [sequence for result in results for sequence in result.ended],
+            sum(result.num_tokens for result in results),
+        )
+
+
+NOTHING = StepResult([], [], [], 0)
 
 
 class Lane:
@@ -70,7 +71,7 @@ class Lane:
         scheduler: Scheduler,
         cache: KVCache,
         builder: BatchBuilder,
-        decoder: Decoder | PackedDecoder,
+        decoder: StepDecoder,
         device: torch.device,
         drafter: Drafter | None = None,
     ) -> None:
@@ -87,7 +88,7 @@ class Lane:
         """One pass through all layers; of an empty batch where there is nothing to compute."""
         step = self.scheduler.schedule()
         if not step:
-            return StepResult()
+            return NOTHING
         self._is_stepping = True
         try:
             return (yield from self._compute(step))
@@ -101,16 +102,30 @@ class Lane:
         started = time.perf_counter()
         drafted = [len(scheduled.sequence.drafts) for scheduled in step] if self.drafter else []
         batch = self._builder.build(step)
-        hidden = yield from self._decoder.decode(batch)
-        self._score_prompts(step, batch, hidden)
-        result = self._sample(step, batch, hidden)
-        self.num_tokens += hidden.shape[0]
+        last = [scheduled for scheduled in step if scheduled.is_last]
+        sequences = [scheduled.sequence for scheduled in last]
+        if sequences != self._sampled:
+            self._sampling = SamplingBatch([sequence.sampling for sequence in sequences], self._device)
+            self._sampled = sequences
+        scores_prompts = any(scheduled.sequence.scores_prompt for scheduled in step)
+        decoded = yield from self._decoder.decode(
+            batch, is_greedy=self._sampling.is_greedy, keeps_hidden=scores_prompts
+        )
+        if decoded.hidden is not None:
+            self._score_prompts(step, batch, decoded.hidden)
+        if len(last) < len(step):
+            for sequence, start, num_tokens, is_last in step:
+                if not is_last:
+                    sequence.num_computed = start + num_tokens
+                    self._cache.commit(sequence)
+        result = self._sample(last, decoded) if last else NOTHING
+        self.num_tokens += len(batch.tokens)
         if self.drafter and all(
             one.num_tokens == 1 + drafts for one, drafts in zip(step, drafted, strict=True)
         ):
             seconds = time.perf_counter() - started
             accepted = result.num_tokens - len(result.advanced)
-            self.drafter.observe(hidden.shape[0], seconds, sum(drafted), accepted)
+            self.drafter.observe(len(batch.tokens), seconds, sum(drafted), accepted)
         return result
 
     def abort(self, sequence: Sequence) -> None:
@@ -120,45 +135,39 @@ class Lane:
         else:
             self.scheduler.finish(sequence)
 
-    def _sample(self, step: list[Scheduled], batch: Batch, hidden: Tensor) -> StepResult:
-        last = [scheduled for scheduled in step if scheduled.is_last]
-        if len(last) < len(step):
-            for sequence, start, num_tokens, is_last in step:
-                if not is_last:
-                    sequence.num_computed = start + num_tokens
-                    self._cache.commit(sequence)
-        if not last:
-            return StepResult()
-        sequences = [scheduled.sequence for scheduled in last]
-        if sequences != self._sampled:
-            self._sampling = SamplingBatch([sequence.sampling for sequence in sequences], self._device)
-            self._sampled = sequences
+    def _sample(self, last: list[Scheduled], decoded: Decoded) -> StepResult:
+        """Gives the sequences whose last tokens were computed their next ones."""
+        sequences = self._sampled
         drafts = [sequence.drafts for sequence in sequences]
-        is_all = len(batch.scored) == len(hidden)
-        logits = self._decoder.logits(hidden, None if is_all else batch.scored)
-        sampled = sample(logits, self._sampling, drafts if any(drafts) else None)
+        given = drafts if any(drafts) else None
+        if decoded.tokens is not None:
+            sampled = sample_likeliest(decoded.tokens, given)
+        else:
+            assert decoded.logits is not None, "whatever is scored has logits or tokens"
+            sampled = sample(decoded.logits, self._sampling, given)
         now = time.monotonic()
-        result = StepResult(sequences, num_tokens=sum(map(len, sampled.token_ids)))
+        begun: list[Sequence] = []
+        ended: list[Sequence] = []
+        num_tokens = 0
         for scheduled, tokens, logprobs in zip(last, sampled.token_ids, sampled.logprobs, strict=True):
-            sequence, start, num_tokens, _ = scheduled
+            sequence, start, num_computed, _ = scheduled
+            num_tokens += len(tokens)
             # Drafts that were accepted are computed; the token behind them is not yet.
-            sequence.num_computed = start + num_tokens - len(sequence.drafts) + len(tokens) - 1
+            sequence.num_computed = start + num_computed - len(sequence.drafts) + len(tokens) - 1
             if sequence.drafts:
                 sequence.drafts = []
             if sequence.first_token_time is None:
                 sequence.request.is_prompt_computed = True
-                result.begun.append(sequence)
+                begun.append(sequence)
             has_ended = advance(sequence, tokens, logprobs, now)
             self._cache.commit(sequence)
             if has_ended:
                 self.scheduler.finish(sequence)
-                result.ended.append(sequence)
-        return result
+                ended.append(sequence)
+        return StepResult(sequences, begun, ended, num_tokens)
 
     def _score_prompts(self, step: list[Scheduled], batch: Batch, hidden: Tensor) -> None:
         """Log-probabilities of the prompt tokens behind those computed, for the requests that want them."""
-        if not any(scheduled.sequence.scores_prompt for scheduled in step):
-            return
         for (sequence, first, num_tokens, _), row in zip(step, batch.starts, strict=True):
             if not sequence.scores_prompt:
                 continue

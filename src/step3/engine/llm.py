@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+import torch
+
 from step3.engine.config import EngineConfig, EngineError
 from step3.engine.engine import Engine
 from step3.engine.loading import Loaded, load
@@ -202,6 +204,7 @@ class LLM:
                 raise RequestError(f"prompt {number}: {error}") from error
         return requests
 
+    @torch.inference_mode()
     def _run(self, requests: list[Request], bar: ProgressBar) -> None:
         """Steps until all are finished; whatever happens, none of them is left in the engine."""
         try:

@@ -1,10 +1,11 @@
-"""The decoder on the CPU kernels: packed weights, a layer's attention side in one call.
+"""The decoder on the CPU kernels: packed weights, a step in one call, or a layer's attention side.
 
 The hidden states stay in float32 between the layers; what is multiplied is bfloat16.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
@@ -14,19 +15,12 @@ from torch import Tensor
 from step3.checkpoint import Checkpoint, Part
 from step3.checkpoint.layout import Kind
 from step3.engine.batch import Batch
+from step3.engine.decoding import Decoded
 from step3.engine.kv_store import KVStore
 from step3.engine.network import Network
 from step3.ffn.call import FFNCall
-from step3.kernels.cpu.attention import (
-    AttentionShape,
-    PackedAttention,
-    PackedLayers,
-    PackedStep,
-    final_norm,
-    packed_linear,
-)
-from step3.kernels.cpu.beginning import Beginning
-from step3.kernels.cpu.decoder import WholeDecoder
+from step3.kernels.cpu.attention import AttentionShape, PackedAttention, PackedStep, packed_linear
+from step3.kernels.cpu.decoder import PackedNetwork
 from step3.kernels.cpu.ffn import PackedFFN
 from step3.kernels.cpu.weights import CpuWeight, Placement, Workspace
 from step3.kernels.linear import Weight, stored_weight
@@ -118,7 +112,7 @@ def _layer(
 
 
 class PackedDecoder:
-    """`Decoder` on the CPU kernels."""
+    """`StepDecoder` on the CPU kernels."""
 
     def __init__(
         self,
@@ -132,35 +126,48 @@ class PackedDecoder:
         Args:
             ffns: of all layers, if they are here: then no FFN is asked for.
         """
-        self._weights = weights
-        self._library = weights.head.library
-        self._layers = PackedLayers(shape, Workspace(self._library))
-        self._pages = [store.layer(index) for index in range(len(weights.layers))]
+        self._head, self._workspace = weights.head, Workspace(weights.head.library)
+        self._holds_ffns = ffns is not None
         angles = inverse_frequencies(
             shape.head_dim, network.rope_theta, network.rope_scaling, torch.device("cpu")
         )
-        self._beginning = Beginning(self._library, weights.embedding, *angles)
-        self._whole = None
-        if ffns is not None:
-            workspace = self._layers.workspace
-            self._whole = WholeDecoder(shape, workspace, weights.layers, ffns, self._pages, weights.norm)
+        self._num_layers = len(weights.layers)
+        self._network = PackedNetwork(
+            shape,
+            self._workspace,
+            weights.layers,
+            ffns,
+            [store.layer(index) for index in range(self._num_layers)],
+            embedding=weights.embedding,
+            angles=angles,
+            norm=weights.norm,
+            head=weights.head,
+        )
 
-    def decode(self, batch: Batch) -> Generator[FFNCall, Tensor, Tensor]:
-        """Runs a batch through all layers; as `Decoder.decode`."""
-        hidden, cos, sin = self._beginning.of(batch.tokens, batch.positions)
-        for rows, features in batch.features:
-            hidden.index_copy_(0, rows, features.float())
-        step = PackedStep(batch.slots, cos, sin, batch.paging)
-        if self._whole is not None:
-            return self._whole.forward(step, hidden)
-        answer: Tensor | None = None
-        for index, layer in enumerate(self._weights.layers):
-            keys, values = self._pages[index]
-            call = FFNCall(index, *self._layers.attend(layer, step, keys, values, hidden, answer))
-            answer = (yield call).to(torch.bfloat16).contiguous()
-        assert answer is not None, "a decoder has layers"
-        return final_norm(self._library, hidden, answer, self._weights.norm, self._layers.shape.eps)
+    def decode(
+        self, batch: Batch, *, is_greedy: bool = False, keeps_hidden: bool = False
+    ) -> Generator[FFNCall, Tensor, Decoded]:
+        """As `StepDecoder.decode`."""
+        step = PackedStep(batch.tokens, batch.paging, batch.scored, batch.features)
+        logits = hidden = tokens = None
+        if is_greedy:
+            tokens = array("q", bytes(8 * step.num_scored))
+        elif step.num_scored:
+            logits = torch.empty(step.num_scored, self._head.matrix.rows)
+        if keeps_hidden:
+            hidden = torch.empty(step.tokens, self._network.shape.hidden, dtype=torch.bfloat16)
+        if self._holds_ffns:
+            self._network.run(step, hidden, logits, tokens)
+        else:
+            self._network.begin(step)
+            answer: Tensor | None = None
+            for index in range(self._num_layers):
+                call = FFNCall(index, *self._network.attend(index, step, answer))
+                answer = (yield call).to(torch.bfloat16).contiguous()
+            assert answer is not None, "a decoder has layers"
+            self._network.end(step, answer, hidden, logits, tokens)
+        return Decoded(logits, None if tokens is None else tokens.tolist(), hidden)
 
-    def logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
-        """As `Decoder.logits`."""
-        return packed_linear(hidden, self._weights.head, self._layers.workspace, rows)
+    def logits(self, hidden: Tensor) -> Tensor:
+        """As `StepDecoder.logits`."""
+        return packed_linear(hidden, self._head, self._workspace)

@@ -14,6 +14,7 @@ are computed together.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -33,21 +34,51 @@ MAX_MASK = 1 << 24
 """Elements of the largest mask; more sequences or query tokens are computed one after the other."""
 
 
+class BlockTables:
+    """The blocks that sequences hold, in order: a row for each.
+
+    Attributes:
+        blocks: `[rows, blocks]` int64; entries beyond a context are not read.
+        address: of the first entry. It is asked for once: each time takes microseconds.
+        stride: entries from row to row.
+    """
+
+    def __init__(self, blocks: np.ndarray) -> None:
+        assert blocks.dtype == np.int64
+        assert blocks.strides[1] == 8, "a row lies in one piece"
+        self.blocks, self.address, self.stride = blocks, blocks.ctypes.data, blocks.strides[0] // 8
+
+
 @dataclass(frozen=True, eq=False)
 class Paging:
-    """How the tokens of a ragged batch, `[tokens]` sequence by sequence, lie in the cache; all int64.
+    """How the tokens of a ragged batch lie in the cache: sequence by sequence, the last ones of each.
+
+    All numbers are int64 (typecode "q"), so that compiled kernels read them where they are.
 
     Attributes:
         query_lengths: `[sequences]`, new tokens of each, at least one.
         context_lengths: `[sequences]`, all its tokens that are in the cache, the new ones included.
-        block_tables: `[rows, blocks]`; entries beyond a context are not read.
+        tables: whose blocks are where.
         table_rows: `[sequences]`, the row of each.
     """
 
-    query_lengths: np.ndarray
-    context_lengths: np.ndarray
-    block_tables: np.ndarray
-    table_rows: np.ndarray
+    query_lengths: array[int]
+    context_lengths: array[int]
+    tables: BlockTables
+    table_rows: array[int]
+
+    def positions(self) -> np.ndarray:
+        """`[tokens]` int64, each new token's place in its own sequence."""
+        lengths = np.asarray(self.query_lengths)
+        ends = lengths.cumsum()
+        return np.arange(ends[-1]) + np.repeat(np.asarray(self.context_lengths) - ends, lengths)
+
+    def slots(self, block_size: int) -> np.ndarray:
+        """`[tokens]` int64, where each new token's keys and values go."""
+        positions = self.positions()
+        rows = np.repeat(np.asarray(self.table_rows), np.asarray(self.query_lengths))
+        blocks = self.tables.blocks[rows, positions // block_size]
+        return blocks * block_size + positions % block_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,15 +134,14 @@ def _widths(blocks: np.ndarray) -> np.ndarray:
 
 
 def _runs(paging: Paging, block_size: int) -> _Runs:
-    lengths = paging.query_lengths
+    lengths = np.asarray(paging.query_lengths)
     sequence = np.repeat(np.arange(len(lengths)), lengths)
-    ends = lengths.cumsum()
-    seen = np.arange(1, len(sequence) + 1) + np.repeat(paging.context_lengths - ends, lengths)
+    seen = paging.positions() + 1
     width = _widths(-(-seen // block_size))
     begins = (np.diff(sequence, prepend=-1) != 0) | (np.diff(width, prepend=0) != 0)
     start = np.flatnonzero(begins)
     tokens = np.diff(start, append=len(sequence))
-    rows = paging.table_rows[sequence[start]]
+    rows = np.asarray(paging.table_rows)[sequence[start]]
     return _Runs(start, tokens, seen[start + tokens - 1], width[start], rows)
 
 
@@ -140,7 +170,7 @@ def _blocks(paging: Paging, runs: _Runs, group: np.ndarray, block_size: int) -> 
     """Blocks that the runs read, `[len(group), width]`."""
     # Beyond what a run sees it reads its last block again, which nobody else writes to.
     columns = np.minimum(np.arange(runs.width[group[0]]), (runs.seen[group, None] - 1) // block_size)
-    return paging.block_tables[runs.table_row[group, None], columns]
+    return paging.tables.blocks[runs.table_row[group, None], columns]
 
 
 def _together(
@@ -203,7 +233,7 @@ def attend_reference(query: Tensor, keys: Tensor, values: Tensor, paging: Paging
     row = 0
     lengths = zip(paging.query_lengths, paging.context_lengths, paging.table_rows, strict=True)
     for length, context, table_row in lengths:
-        used = torch.tensor(paging.block_tables[table_row, : -(-context // keys.shape[1])])
+        used = torch.tensor(paging.tables.blocks[table_row, : -(-context // keys.shape[1])])
         key, value = keys[used].float().flatten(0, 1), values[used].float().flatten(0, 1)
         for seen in range(context - length + 1, context + 1):
             scores = query[row].float() @ key[:seen].T * scale

@@ -1,13 +1,13 @@
 """Attention over packed pages against attention written out, over ragged batches and all head sizes."""
 
 import ctypes
+from array import array
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from step3.kernels.attention import FP8, FP8_MAX, Paging, attend_reference
+from step3.kernels.attention import FP8, FP8_MAX, BlockTables, Paging, attend_reference
 from step3.kernels.cpu import Library
 from step3.kernels.cpu.attention import AttentionShape, PackedStep
 from step3.kernels.cpu.weights import Workspace
@@ -40,10 +40,14 @@ class Cache:
             tables[row, : widths[row]] = own
             places = torch.arange(context)
             slots.append(own[places // block] * block + places % block)
-        queries, contexts = np.array(lengths).T.copy()
+        queries, contexts = zip(*lengths, strict=True)
         # The sequences' rows stand in the table in another order.
-        rows = np.arange(len(lengths))[::-1].copy()
-        self.paging = Paging(queries, contexts, tables.flip(0).numpy().copy(), rows)
+        self.paging = Paging(
+            array("q", queries),
+            array("q", contexts),
+            BlockTables(tables.flip(0).numpy()),
+            array("q", range(len(lengths))[::-1]),
+        )
         self.fill(torch.cat(slots))
 
     def fill(self, slots: Tensor) -> None:
@@ -66,10 +70,7 @@ class Cache:
         )
 
     def attend(self, query: Tensor, threads: int = 2) -> Tensor:
-        tokens = query.shape[0]
-        empty = torch.zeros(tokens, self.shape.head_dim // 2)
-        step = PackedStep(torch.zeros(tokens, dtype=torch.int64), empty, empty, self.paging)
-        step.struct.cos = None
+        step = PackedStep(array("q", bytes(8 * query.shape[0])), self.paging, array("q"))
         out, struct, workspace = torch.empty_like(query), self.shape.struct(), Workspace(self.library)
         self.library.c.step3_attend(
             workspace.pointer,
@@ -130,7 +131,7 @@ def test_what_lies_behind_a_context_is_not_seen(library: Library) -> None:
     cache, query = Cache(library, shape, lengths), query_of(lengths, shape)
     before = cache.attend(query)
     for row, (_, context) in enumerate(lengths):
-        own = torch.from_numpy(cache.paging.block_tables[cache.paging.table_rows[row]])
+        own = torch.from_numpy(cache.paging.tables.blocks[cache.paging.table_rows[row]])
         places = torch.arange(context, -(-context // 16) * 16)
         slots = own[places // 16] * 16 + places % 16
         cache.write(slots, *torch.full((2, len(slots), 32), 1e4))
@@ -146,8 +147,8 @@ def test_fp8_saturates_and_rounds_as_torch_does(library: Library) -> None:
     value = torch.cat(
         (torch.linspace(-600, 600, 8), torch.tensor([2.0**-9, 2.0**-10, 1.5 * 2**-9, 0.0]), torch.randn(20))
     )
-    slot = torch.tensor([int(cache.paging.block_tables[0, 0]) * 16])
+    slot = torch.tensor([int(cache.paging.tables.blocks[0, 0]) * 16])
     cache.write(slot, torch.zeros(1, 32), value[None].contiguous())
-    cache.paging.context_lengths[:] = 1
+    cache.paging.context_lengths[0] = 1
     expected = value.clamp(-FP8_MAX, FP8_MAX).to(FP8).float()
     torch.testing.assert_close(cache.attend(torch.ones(1, 1, 32))[0, 0], expected, rtol=1e-5, atol=1e-7)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from step3.kernels.attention import FP8, Paging
-from step3.kernels.cpu.library import Attention, Batch, Library, Shape, num_threads
+from step3.kernels.cpu.library import Attention, Batch, Features, Library, Shape, num_threads
 from step3.kernels.cpu.weights import CpuWeight, Placement, Workspace
 from step3.kernels.linear import Weight
 
@@ -69,25 +71,53 @@ class AttentionShape:
 class PackedStep:
     """A step's tokens as the kernels take them; keeps what they point to."""
 
-    def __init__(self, slots: Tensor, cos: Tensor, sin: Tensor, paging: Paging) -> None:
-        """`slots` `[tokens]` int64; `cos`, `sin` `[tokens, head_dim / 2]` float32."""
-        tables = paging.block_tables
-        assert tables.strides[1] == 8, "a block table's row lies in one piece"
-        self._kept = (slots, cos, sin, paging)
-        self.tokens = slots.shape[0]
+    def __init__(
+        self,
+        ids: array[int],
+        paging: Paging,
+        scored: array[int],
+        features: Sequence[tuple[np.ndarray, Tensor]] = (),
+    ) -> None:
+        """
+        Args:
+            ids: `[tokens]` int64.
+            scored: int64, the rows that go through the head.
+            features: rows that pictures fill, `[n]` int64, and what with, `[n, hidden]`.
+        """
+        tables, lengths = paging.tables, paging.query_lengths
+        self.ids, self.paging, self._scored = ids, paging, scored
+        self.tokens, self.num_scored = len(ids), len(scored)
         self.struct = Batch(
             self.tokens,
-            len(paging.query_lengths),
-            cos.data_ptr(),
-            sin.data_ptr(),
-            slots.data_ptr(),
-            paging.query_lengths.ctypes.data,
-            paging.context_lengths.ctypes.data,
-            tables.ctypes.data,
-            paging.table_rows.ctypes.data,
-            tables.strides[0] // 8,
+            len(lengths),
+            ids.buffer_info()[0],
+            lengths.buffer_info()[0],
+            paging.context_lengths.buffer_info()[0],
+            tables.address,
+            paging.table_rows.buffer_info()[0],
+            tables.stride,
+            scored.buffer_info()[0],
+            self.num_scored,
         )
+        if features:
+            self._fill(features)
         self.reference = ctypes.byref(self.struct)
+
+    def _fill(self, features: Sequence[tuple[np.ndarray, Tensor]]) -> None:
+        kept = [(torch.from_numpy(rows), values.float().contiguous()) for rows, values in features]
+        structs = (Features * len(kept))(
+            *(Features(rows.data_ptr(), values.data_ptr(), len(rows)) for rows, values in kept)
+        )
+        self.struct.features, self.struct.num_features = ctypes.addressof(structs), len(kept)
+        self._features = kept, structs
+
+    def give_memory(self, hidden: int, angles: int) -> None:
+        """Room for what outlives the calls where there are several: slots, angles and hidden states."""
+        slots = torch.empty(self.tokens, dtype=torch.int64)
+        cos, sin, states = (torch.empty(self.tokens, width) for width in (angles, angles, hidden))
+        self.slots, self.cos, self.sin, self.hidden = slots, cos, sin, states
+        self.struct.slots, self.struct.hidden = slots.data_ptr(), states.data_ptr()
+        self.struct.cos, self.struct.sin = cos.data_ptr(), sin.data_ptr()
 
 
 class PackedAttention:
@@ -141,88 +171,17 @@ class PackedAttention:
         return small + sum(matrix.nbytes for matrix in self.matrices)
 
 
-class PackedLayers:
-    """Runs the attention side of layers that share a shape and a workspace."""
-
-    def __init__(self, shape: AttentionShape, workspace: Workspace) -> None:
-        self.shape, self.workspace = shape, workspace
-        self._struct = shape.struct()
-        self._reference = ctypes.byref(self._struct)
-
-    def attend(
-        self,
-        layer: PackedAttention,
-        step: PackedStep,
-        keys: Tensor,
-        values: Tensor,
-        hidden: Tensor,
-        answer: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Adds the last layer's FFN and this one's attention to the hidden states, and routes.
-
-        Args:
-            keys, values: the layer's blocks, changed in place; their pages are laid out as attention.h says.
-            hidden: `[tokens, hidden]` float32, changed in place.
-            answer: `[tokens, hidden]` bfloat16, or None before the first layer.
-
-        Returns:
-            What the FFN gets: normed activations `[tokens, hidden]` bfloat16, expert ids `[tokens, k]` int64
-            and weights float32, or None in a layer without experts.
-        """
-        x = torch.empty(hidden.shape, dtype=torch.bfloat16)
-        ids = weights = None
-        if layer.router is not None:
-            ids = torch.empty(step.tokens, self.shape.top_k, dtype=torch.int64)
-            weights = torch.empty(step.tokens, self.shape.top_k, dtype=torch.float32)
-        layer.library.c.step3_attend_layer(
-            self.workspace.pointer,
-            num_threads(),
-            self._reference,
-            layer.reference,
-            step.reference,
-            keys.data_ptr(),
-            values.data_ptr(),
-            hidden.data_ptr(),
-            None if answer is None else answer.data_ptr(),
-            x.data_ptr(),
-            None if ids is None else ids.data_ptr(),
-            None if weights is None else weights.data_ptr(),
-        )
-        return x, ids, weights
-
-
-def final_norm(library: Library, hidden: Tensor, answer: Tensor, norm: Tensor, eps: float) -> Tensor:
-    """`norm(hidden + answer)` in bfloat16; `hidden` and `norm` are float32, `answer` is bfloat16."""
-    out = torch.empty(hidden.shape, dtype=torch.bfloat16)
-    library.c.step3_final_norm(
-        num_threads(),
-        hidden.data_ptr(),
-        answer.data_ptr(),
-        norm.data_ptr(),
-        *hidden.shape,
-        eps,
-        out.data_ptr(),
-    )
-    return out
-
-
-def packed_linear(x: Tensor, weight: CpuWeight, workspace: Workspace, rows: Tensor | None = None) -> Tensor:
-    """`x` `[.., columns]` bfloat16 times the matrix, transposed: `[rows, matrix rows]` float32.
-
-    Args:
-        rows: int64, which of `x` to multiply; without it all.
-    """
+def packed_linear(x: Tensor, weight: CpuWeight, workspace: Workspace) -> Tensor:
+    """`x` `[rows, columns]` bfloat16 times the matrix, transposed: `[rows, matrix rows]` float32."""
     x = x.contiguous()
-    count = x.shape[0] if rows is None else len(rows)
-    out = torch.empty(count, weight.matrix.rows, dtype=torch.float32)
+    out = torch.empty(x.shape[0], weight.matrix.rows, dtype=torch.float32)
     weight.library.c.step3_linear(
         workspace.pointer,
         num_threads(),
         ctypes.byref(weight.matrix),
         x.data_ptr(),
-        None if rows is None else rows.data_ptr(),
-        count,
-        x.shape[1],
+        None,
+        *x.shape,
         out.data_ptr(),
     )
     return out

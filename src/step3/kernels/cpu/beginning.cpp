@@ -1,4 +1,7 @@
-// What a step begins with: the tokens' embeddings, and the angles that queries and keys are rotated by.
+// What a step begins with: where the tokens' keys and values go, the angles that queries and keys are rotated by, and
+// embeddings.
+#include <omp.h>
+#include <algorithm>
 #include <cmath>
 #include "numbers.h"
 #include "step3_cpu.h"
@@ -25,15 +28,29 @@ void write_angles(float position, const float *frequencies, int64_t count, float
 }
 }  // namespace
 
-extern "C" void step3_begin(int64_t threads, const int64_t *tokens, const int64_t *positions, int64_t count,
-                            const uint16_t *embedding, int64_t hidden, float *out, const float *frequencies,
-                            int64_t half, float factor, float *cos, float *sin) {
+extern "C" void step3_begin(int64_t threads, const step3_network *network, const step3_batch *batch) {
     constexpr int64_t ALONE = 64;  // tokens that one thread does sooner than it wakes others
-    if (count <= ALONE) threads = 1;
-#pragma omp parallel for num_threads((int)threads) schedule(static)
-    for (int64_t token = 0; token < count; token++) {
-        const uint16_t *from = embedding + tokens[token] * hidden;
-        for (int64_t i = 0; i < hidden; i++) out[token * hidden + i] = float_of_bf16(from[i]);
-        write_angles((float)positions[token], frequencies, half, factor, cos + token * half, sin + token * half);
+    const step3_batch &b = *batch;
+    const int64_t hidden = network->shape.hidden, half = network->shape.head_dim / 2, block_size = network->shape.block_size;
+    if (b.tokens <= ALONE) threads = 1;
+#pragma omp parallel num_threads((int)threads)
+    {
+        const int64_t part = omp_get_thread_num(), parts = omp_get_num_threads();
+        const int64_t begin = b.tokens * part / parts, end = b.tokens * (part + 1) / parts;
+        for (int64_t s = 0, first = 0; s < b.sequences && first < end; first += b.lengths[s++]) {
+            const int64_t *blocks = b.tables + b.table_rows[s] * b.table_stride, until = std::min(end, first + b.lengths[s]);
+            for (int64_t token = std::max(begin, first); token < until; token++) {
+                const int64_t position = b.contexts[s] - b.lengths[s] + token - first;
+                b.slots[token] = blocks[position / block_size] * block_size + position % block_size;
+                write_angles((float)position, network->frequencies, half, network->factor, b.cos + token * half, b.sin + token * half);
+                const uint16_t *from = network->embedding + b.ids[token] * hidden;
+                for (int64_t i = 0; i < hidden; i++) b.hidden[token * hidden + i] = float_of_bf16(from[i]);
+            }
+        }
+    }
+    for (int64_t i = 0; i < b.num_features; i++) {
+        const step3_features &features = b.features[i];
+        for (int64_t row = 0; row < features.count; row++)
+            memcpy(b.hidden + features.rows[row] * hidden, features.values + row * hidden, (size_t)hidden * 4);
     }
 }

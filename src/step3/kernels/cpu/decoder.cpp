@@ -1,22 +1,78 @@
-// A batch through all layers, where nobody else computes the FFNs.
+// A step from its tokens to logits, and what it ends with where its layers' FFNs are elsewhere.
+#include <cmath>
+#include "rows.h"
 #include "step3_cpu.h"
-#include "team.h"
 
-extern "C" void step3_decode(Workspace *workspace, int64_t threads, const step3_shape *shape,
-                             const step3_layer *layers, int64_t count, const float *final_norm,
-                             const step3_batch *batch, float *hidden, uint16_t *out) {
-    const int64_t tokens = batch->tokens, choices = tokens * shape->top_k;
-    auto *x = workspace->buffers[7].get<uint16_t>(tokens * shape->hidden);
-    auto *answer = workspace->buffers[8].get<uint16_t>(tokens * shape->hidden);
-    auto *ids = workspace->buffers[9].get<int64_t>(choices);
-    auto *weights = workspace->buffers[10].get<float>(choices);
-    for (int64_t i = 0; i < count; i++) {
-        const step3_layer &layer = layers[i];
-        const bool routes = layer.attention->router != nullptr;
-        step3_attend_layer(workspace, threads, shape, layer.attention, batch, layer.keys, layer.values, hidden,
-                           i ? answer : nullptr, x, ids, weights);
-        step3_ffn_forward(workspace, threads, layer.ffn, x, tokens, routes ? ids : nullptr,
-                          routes ? weights : nullptr, routes ? shape->top_k : 0, answer);
+using namespace step3;
+
+namespace {
+
+// out (bf16) = norm(hidden + answer), of the rows `chosen`, or null for the first ones.
+void final_norm(int64_t threads, const step3_network &network, const float *hidden, const uint16_t *answer,
+                const int64_t *chosen, int64_t rows, uint16_t *out) {
+    constexpr int64_t ALONE = 64;  // tokens that one thread does sooner than it wakes others
+    const int64_t size = network.shape.hidden;
+    if (rows <= ALONE) threads = 1;
+#pragma omp parallel num_threads((int)threads)
+    {
+        Buffer own;
+        float *row = own.get<float>(size);
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < rows; r++) {
+            const int64_t from = (chosen ? chosen[r] : r) * size;
+            for (int64_t i = 0; i < size; i++) row[i] = hidden[from + i] + float_of_bf16(answer[from + i]);
+            const float scale = inverse_rms(row, size, network.shape.eps);
+            for (int64_t i = 0; i < size; i++) row[i] = row[i] * scale * network.final_norm[i];
+            round_to_bf16(row, size, out + r * size);
+        }
     }
-    step3_final_norm(threads, hidden, answer, final_norm, tokens, shape->hidden, shape->eps, out);
+}
+}  // namespace
+
+extern "C" void step3_end(Workspace *workspace, int64_t threads, const step3_network *network, const step3_batch *batch,
+                          const uint16_t *answer, uint16_t *normed, float *logits, int64_t *likeliest) {
+    const int64_t size = network->shape.hidden, vocabulary = network->head.rows, rows = batch->num_scored;
+    const int64_t *multiplied = batch->scored;
+    if (normed) {
+        final_norm(threads, *network, batch->hidden, answer, nullptr, batch->tokens, normed);
+    } else {
+        // Nobody looks at the other rows.
+        normed = workspace->buffers[14].get<uint16_t>(rows * size);
+        final_norm(threads, *network, batch->hidden, answer, batch->scored, rows, normed);
+        multiplied = nullptr;
+    }
+    if (!logits && !likeliest) return;
+    float *own = workspace->buffers[15].get<float>(rows * (1 + (logits ? 0 : vocabulary))), *best = own + (logits ? 0 : rows * vocabulary);
+    if (!logits) logits = own;
+    step3_linear(workspace, threads, &network->head, normed, multiplied, rows, size, logits);
+    if (!likeliest) return;
+    step3_likeliest(threads, logits, rows, vocabulary, best, likeliest);
+    for (int64_t row = 0; row < rows; row++)
+        if (!std::isfinite(best[row])) likeliest[row] = -1;
+}
+
+extern "C" void step3_step(Workspace *workspace, int64_t threads, const step3_network *network, const step3_batch *given,
+                           uint16_t *normed, float *logits, int64_t *likeliest) {
+    const step3_shape &shape = network->shape;
+    const int64_t tokens = given->tokens, choices = tokens * shape.top_k, angles = tokens * shape.head_dim / 2;
+    auto &buffers = workspace->buffers;
+    step3_batch batch = *given;
+    batch.slots = buffers[11].get<int64_t>(tokens);
+    batch.cos = buffers[12].get<float>(2 * angles);
+    batch.sin = batch.cos + angles;
+    batch.hidden = buffers[13].get<float>(tokens * shape.hidden);
+    auto *x = buffers[7].get<uint16_t>(tokens * shape.hidden);
+    auto *answer = buffers[8].get<uint16_t>(tokens * shape.hidden);
+    auto *ids = buffers[9].get<int64_t>(choices);
+    auto *weights = buffers[10].get<float>(choices);
+    step3_begin(threads, network, &batch);
+    for (int64_t i = 0; i < network->num_layers; i++) {
+        const step3_layer &layer = network->layers[i];
+        const bool routes = layer.attention->router != nullptr;
+        step3_attend_layer(workspace, threads, &shape, layer.attention, &batch, layer.keys, layer.values, i ? answer : nullptr,
+                           x, ids, weights);
+        step3_ffn_forward(workspace, threads, layer.ffn, x, tokens, routes ? ids : nullptr,
+                          routes ? weights : nullptr, routes ? shape.top_k : 0, answer);
+    }
+    step3_end(workspace, threads, network, &batch, answer, normed, logits, likeliest);
 }

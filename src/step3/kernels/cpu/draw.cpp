@@ -100,7 +100,10 @@ extern "C" void step3_draw(int64_t threads, const float *logits, int64_t rows, i
     });
 }
 
-extern "C" void step3_likeliest(const float *logits, int64_t rows, int64_t vocab, float *best, int64_t *tokens) {
+extern "C" void step3_likeliest(int64_t threads, const float *logits, int64_t rows, int64_t vocab, float *best,
+                                int64_t *tokens) {
+    if (rows * vocab < ALONE) threads = 1;
+#pragma omp parallel for num_threads((int)threads) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         const float *own = logits + row * vocab;
         float most = own[0];

@@ -59,5 +59,7 @@ def likeliest(library: Library, logits: Tensor) -> tuple[Tensor, Tensor]:
     rows, vocab = logits.shape
     logits = logits.contiguous()
     best, tokens = torch.empty(rows), torch.empty(rows, dtype=torch.int64)
-    library.c.step3_likeliest(logits.data_ptr(), rows, vocab, best.data_ptr(), tokens.data_ptr())
+    library.c.step3_likeliest(
+        num_threads(), logits.data_ptr(), rows, vocab, best.data_ptr(), tokens.data_ptr()
+    )
     return best, tokens

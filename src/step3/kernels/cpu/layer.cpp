@@ -16,7 +16,6 @@ struct Layer {
     const step3_attention &weights;
     const step3_batch &batch;
     char *keys, *values;
-    float *hidden;
     const uint16_t *answer;
     uint16_t *x;
     int64_t *ids;
@@ -28,7 +27,7 @@ struct Layer {
     // hidden += answer; norm(hidden) for q, k and v
     void begin(int64_t token, const Place &to, Buffer &own) const {
         const int64_t size = shape.hidden;
-        float *row = hidden + token * size, *out = own.get<float>(size);
+        float *row = batch.hidden + token * size, *out = own.get<float>(size);
         if (answer)
             for (int64_t i = 0; i < size; i++) row[i] += float_of_bf16(answer[token * size + i]);
         const float scale = inverse_rms(row, size, shape.eps);
@@ -89,7 +88,7 @@ struct Layer {
     // hidden += attention; out = norm(hidden), in bf16 for the FFN
     void end(int64_t token, float *out) const {
         const int64_t size = shape.hidden;
-        float *row = hidden + token * size;
+        float *row = batch.hidden + token * size;
         const float *more = attended + token * size;
         for (int64_t i = 0; i < size; i++) row[i] += more[i];
         const float scale = inverse_rms(row, size, shape.eps);
@@ -132,8 +131,7 @@ struct Layer {
 
 extern "C" void step3_attend_layer(Workspace *workspace, int64_t threads, const step3_shape *shape,
                                    const step3_attention *weights, const step3_batch *batch, char *keys,
-                                   char *values, float *hidden, const uint16_t *answer, uint16_t *x, int64_t *ids,
-                                   float *chosen) {
+                                   char *values, const uint16_t *answer, uint16_t *x, int64_t *ids, float *chosen) {
     const int64_t tokens = batch->tokens, size = shape->hidden, heads = shape->heads, dim = shape->head_dim;
     auto &buffers = workspace->buffers;
     // Attention has read all queries before its results are multiplied.
@@ -143,7 +141,6 @@ extern "C" void step3_attend_layer(Workspace *workspace, int64_t threads, const 
                 *batch,
                 keys,
                 values,
-                hidden,
                 answer,
                 x,
                 ids,
@@ -221,22 +218,4 @@ extern "C" void step3_attend_layer(Workspace *workspace, int64_t threads, const 
         if (worker.id() == 0)
             for (int64_t t = 0; t < tokens; t++) layer.choose(t, logits + t * experts);
     });
-}
-
-extern "C" void step3_final_norm(int64_t threads, const float *hidden, const uint16_t *answer, const float *norm,
-                                 int64_t tokens, int64_t size, float eps, uint16_t *out) {
-    constexpr int64_t ALONE = 64;  // tokens that one thread does sooner than it wakes others
-    if (tokens <= ALONE) threads = 1;
-#pragma omp parallel num_threads((int)threads)
-    {
-        Buffer own;
-        float *row = own.get<float>(size);
-#pragma omp for schedule(static)
-        for (int64_t token = 0; token < tokens; token++) {
-            for (int64_t i = 0; i < size; i++) row[i] = hidden[token * size + i] + float_of_bf16(answer[token * size + i]);
-            const float scale = inverse_rms(row, size, eps);
-            for (int64_t i = 0; i < size; i++) row[i] = row[i] * scale * norm[i];
-            round_to_bf16(row, size, out + token * size);
-        }
-    }
 }

@@ -102,20 +102,32 @@ class Shape(ctypes.Structure):
     )
 
 
+class Features(ctypes.Structure):
+    """`step3_features`: rows that a picture fills, and what with."""
+
+    _fields_ = (("rows", c_void_p), ("values", c_void_p), ("count", c_int64))
+
+
 class Batch(ctypes.Structure):
     """`step3_batch`: the tokens of a step."""
 
     _fields_ = (
         ("tokens", c_int64),
         ("sequences", c_int64),
-        ("cos", c_void_p),
-        ("sin", c_void_p),
-        ("slots", c_void_p),
+        ("ids", c_void_p),
         ("lengths", c_void_p),
         ("contexts", c_void_p),
         ("tables", c_void_p),
         ("table_rows", c_void_p),
         ("table_stride", c_int64),
+        ("scored", c_void_p),
+        ("num_scored", c_int64),
+        ("features", c_void_p),
+        ("num_features", c_int64),
+        ("slots", c_void_p),
+        ("cos", c_void_p),
+        ("sin", c_void_p),
+        ("hidden", c_void_p),
     )
 
 
@@ -139,6 +151,21 @@ class Layer(ctypes.Structure):
     _fields_ = (("attention", c_void_p), ("ffn", c_void_p), ("keys", c_void_p), ("values", c_void_p))
 
 
+class Network(ctypes.Structure):
+    """`step3_network`: all that a step goes through."""
+
+    _fields_ = (
+        ("shape", Shape),
+        ("layers", POINTER(Layer)),
+        ("num_layers", c_int64),
+        ("embedding", c_void_p),
+        ("frequencies", c_void_p),
+        ("factor", c_float),
+        ("final_norm", c_void_p),
+        ("head", Matrix),
+    )
+
+
 _FUNCTIONS = {
     "step3_prepare": (c_int64, ()),
     "step3_workspace_new": (c_void_p, ()),
@@ -158,31 +185,20 @@ _FUNCTIONS = {
     "step3_attend_picture": (None, (c_void_p, c_int64, c_void_p, *(c_int64,) * 4, c_void_p)),
     "step3_attend_layer": (
         None,
-        (c_void_p, c_int64, POINTER(Shape), POINTER(Attention), POINTER(Batch), *(c_void_p,) * 7),
+        (c_void_p, c_int64, POINTER(Shape), POINTER(Attention), POINTER(Batch), *(c_void_p,) * 6),
     ),
-    "step3_final_norm": (None, (c_int64, *(c_void_p,) * 3, c_int64, c_int64, c_float, c_void_p)),
     "step3_ffn_forward": (
         None,
         (c_void_p, c_int64, POINTER(FFN), c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_void_p),
-    ),
-    "step3_decode": (
-        None,
-        (c_void_p, c_int64, POINTER(Shape), c_void_p, c_int64, c_void_p, POINTER(Batch), c_void_p, c_void_p),
     ),
     "step3_draw": (
         None,
         (c_int64, c_void_p, c_int64, c_int64, c_int64, *(c_void_p,) * 6),
     ),
-    "step3_likeliest": (None, (c_void_p, c_int64, c_int64, c_void_p, c_void_p)),
-    "step3_begin": (
-        None,
-        (
-            c_int64,
-            *(c_void_p, c_void_p, c_int64),
-            *(c_void_p, c_int64, c_void_p),
-            *(c_void_p, c_int64, c_float, c_void_p, c_void_p),
-        ),
-    ),
+    "step3_likeliest": (None, (c_int64, c_void_p, c_int64, c_int64, c_void_p, c_void_p)),
+    "step3_begin": (None, (c_int64, POINTER(Network), POINTER(Batch))),
+    "step3_end": (None, (c_void_p, c_int64, POINTER(Network), POINTER(Batch), *(c_void_p,) * 4)),
+    "step3_step": (None, (c_void_p, c_int64, POINTER(Network), POINTER(Batch), *(c_void_p,) * 3)),
     "step3_write_kv": (
         None,
         (POINTER(Shape), c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_void_p),

@@ -48,16 +48,30 @@ struct step3_shape {
     float eps, scale;
 };
 
-// The tokens of a step, and where their keys and values lie.
+// Rows of a step's tokens that a picture fills, and what with.
+struct step3_features {
+    const int64_t *rows;   // [count]
+    const float *values;   // [count, hidden]
+    int64_t count;
+};
+
+// The tokens of a step, sequence by sequence; those of a sequence are its last ones.
 struct step3_batch {
     int64_t tokens, sequences;
-    const float *cos, *sin;      // [tokens, head_dim / 2]
-    const int64_t *slots;        // [tokens]
+    const int64_t *ids;          // [tokens]
     const int64_t *lengths;      // [sequences] new tokens
     const int64_t *contexts;     // [sequences] all tokens
     const int64_t *tables;       // [.., table_stride] blocks
     const int64_t *table_rows;   // [sequences]
     int64_t table_stride;
+    const int64_t *scored;       // [num_scored] rows that go through the head
+    int64_t num_scored;
+    const step3_features *features;
+    int64_t num_features;
+    // What `step3_begin` makes of these, in memory that the caller gives; `step3_step` has its own.
+    int64_t *slots;              // [tokens]
+    float *cos, *sin;            // [tokens, head_dim / 2]
+    float *hidden;               // [tokens, hidden]
 };
 
 struct step3_ffn {
@@ -98,15 +112,11 @@ void step3_linear_float(int64_t threads, const float *x, int64_t rows, int64_t c
 void step3_attend_picture(Workspace *, int64_t threads, const uint16_t *qkv, int64_t pictures, int64_t length,
                           int64_t heads, int64_t size, uint16_t *out);
 
-// hidden [tokens, hidden] float += answer (bf16, or null), then += attention. Writes normed x (bf16), and
+// The batch's hidden states += answer (bf16, or null), then += attention. Writes normed x (bf16), and
 // ids [tokens, top_k] and weights where the layer has a router.
 void step3_attend_layer(Workspace *, int64_t threads, const step3_shape *, const step3_attention *,
-                        const step3_batch *, char *keys, char *values, float *hidden,
-                        const uint16_t *answer, uint16_t *x, int64_t *ids, float *weights);
-
-// out (bf16) = norm(hidden + answer)
-void step3_final_norm(int64_t threads, const float *hidden, const uint16_t *answer, const float *norm, int64_t tokens,
-                      int64_t size, float eps, uint16_t *out);
+                        const step3_batch *, char *keys, char *values, const uint16_t *answer, uint16_t *x, int64_t *ids,
+                        float *weights);
 
 // out [tokens, hidden] bf16 = the part of the FFN that the weights hold.
 void step3_ffn_forward(Workspace *, int64_t threads, const step3_ffn *, const uint16_t *x, int64_t tokens,
@@ -120,23 +130,39 @@ void step3_draw(int64_t threads, const float *logits, int64_t rows, int64_t voca
 
 // best, tokens [rows] = the largest of each row of logits [rows, vocab] and where it is, the first of equals; of a row
 // that has a NaN it is the best.
-void step3_likeliest(const float *logits, int64_t rows, int64_t vocab, float *best, int64_t *tokens);
+void step3_likeliest(int64_t threads, const float *logits, int64_t rows, int64_t vocab, float *best, int64_t *tokens);
 
-// out [count, hidden] = the tokens' rows of embedding (bf16); cos, sin [count, half] of their positions' angles, times
-// factor.
-void step3_begin(int64_t threads, const int64_t *tokens, const int64_t *positions, int64_t count,
-                 const uint16_t *embedding, int64_t hidden, float *out, const float *frequencies, int64_t half,
-                 float factor, float *cos, float *sin);
-
-// All layers one after the other, where attention and FFNs share a process: what `step3_attend_layer`,
-// `step3_ffn_forward` and `step3_final_norm` give by turns, without a caller in between.
 struct step3_layer {
     const step3_attention *attention;
-    const step3_ffn *ffn;
+    const step3_ffn *ffn;  // null where another process has it
     char *keys, *values;
 };
-void step3_decode(Workspace *, int64_t threads, const step3_shape *, const step3_layer *layers, int64_t count,
-                  const float *final_norm, const step3_batch *, float *hidden, uint16_t *out);
+
+// All that a step goes through, from tokens to logits.
+struct step3_network {
+    step3_shape shape;
+    const step3_layer *layers;
+    int64_t num_layers;
+    const uint16_t *embedding;  // [vocabulary, hidden] bf16
+    const float *frequencies;   // [head_dim / 2]
+    float factor;               // of cosines and sines
+    const float *final_norm;    // [hidden]
+    step3_matrix head;
+};
+
+// The tokens' slots, the cosines and sines of their positions' angles, and their embeddings or pictures' features.
+void step3_begin(int64_t threads, const step3_network *, const step3_batch *);
+
+// What the last layer's answer makes of the hidden states, as far as it is asked for (not null): normed [tokens, hidden]
+// bf16 after the final norm; and of the scored rows logits [num_scored, vocabulary], and the likeliest token of each,
+// the first of equals, -1 where the best logit is no finite number.
+void step3_end(Workspace *, int64_t threads, const step3_network *, const step3_batch *, const uint16_t *answer,
+               uint16_t *normed, float *logits, int64_t *likeliest);
+
+// `step3_begin`, all layers one after the other (`step3_attend_layer` and `step3_ffn_forward` by turns), and `step3_end`,
+// where attention and FFNs share a process: without a caller in between.
+void step3_step(Workspace *, int64_t threads, const step3_network *, const step3_batch *, uint16_t *normed, float *logits,
+                int64_t *likeliest);
 
 // Attention alone, for tests and the benchmark: query [tokens, heads * head_dim] float.
 void step3_write_kv(const step3_shape *, int64_t tokens, const float *key, const float *value,

@@ -19,7 +19,7 @@
 #include "range.h"
 
 constexpr int MAX_PHASES = 16;
-constexpr int NUM_BUFFERS = 11;
+constexpr int NUM_BUFFERS = 16;
 constexpr int MAX_THREADS = 256;
 constexpr int64_t READ_BEYOND = 1024;  // bytes behind a buffer that a register of rows may read
 constexpr int64_t FETCHED_WHILE_WAITING = 384 << 10;  // fits into the second-level cache with what else is there
