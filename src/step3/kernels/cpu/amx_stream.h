@@ -3,8 +3,7 @@
 // Memory is kept busy whatever else is done: lines are fetched between the instructions of a step, and the results of a
 // panel are kept while the next one is multiplied.
 #pragma once
-#include "factor.h"
-#include "stream.h"
+#include "amx_one_row.h"
 #include "waiting.h"
 
 namespace step3 {
@@ -31,7 +30,7 @@ class StreamedProduct {
     const int rows_;
     const int64_t begin_, end_;
     Keep keep_;
-    std::conditional_t<IS_FP8, PagesAhead, StepsAhead> ahead_;
+    std::conditional_t<IS_FP8, PagesAhead, WindowsAhead> ahead_;
     Pending<float> pending_;  // sums of a block of fp8
     int64_t finished_ = -1;   // the panel whose results are to be kept when the next products are under way
     int step_ = 0;            // by turns 0 and 1
@@ -48,8 +47,11 @@ class StreamedProduct {
         const char *a = a_, *at = m_.begin(panel);
         clear_sums<MANY>();
         for (int64_t pair = 0; pair < m_.pairs; pair += STEP, a += rows_ * REGISTER_LINE, at += STEP * 128) {
-            const char *const ahead = ahead_.step(at);
-            multiply_step<MANY, false>(a, at, [ahead](int part) { StepsAhead::fetch(ahead, part); });
+            const char *const ahead = ahead_.lines(at);
+            multiply_step<MANY, false>(a, at, [ahead](int quarter) {
+#pragma GCC unroll 8
+                for (int i = 0; i < 8; i++) WindowsAhead::fetch<_MM_HINT_T0>(ahead, 8 * quarter + i);
+            });
             keep_finished();
         }
         store_sums<MANY>(results_, PANEL);
@@ -97,8 +99,9 @@ static inline void stream_panels(const Factor &m, const uint32_t *a, int64_t row
 
 // As `multiply`, of the tile whose first row is `row`.
 template <class Keep>
-static inline void multiply_stream(const Factor &m, const uint32_t *a, int64_t row, int rows, int64_t begin, int64_t end, Keep keep,
-                                   Range upcoming) {
+static inline void multiply_stream(const Factor &m, const uint32_t *a, int64_t row, int rows, int64_t begin, int64_t end, Buffer &scratch,
+                                   Keep keep, Range upcoming) {
+    if (m.scales && rows == 1) return OneRowProduct<Keep>(m, a, row, begin, end, scratch, keep, upcoming.at).run();
     auto *stream = rows > REGISTER_ROWS ? stream_panels<true, Keep> : stream_panels<false, Keep>;
     stream(m, a, row, rows, begin, end, keep, upcoming.at);
 }

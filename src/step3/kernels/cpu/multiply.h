@@ -32,7 +32,7 @@ static inline void multiply(const Factor &m, const uint32_t *a, const Tiles &til
     const int rows = tiles.size(first);
     const bool is_one = last - first == 1 && !m.narrow;
     if (is_one && m.stored && rows <= ROWS_IN_PLACE) return multiply_in_place(m, a, row, rows, begin, end, keep);
-    if (is_one && !m.stored && (!m.scales || EXPANDS_FP8)) return multiply_stream(m, a, row, rows, begin, end, keep, upcoming);
+    if (is_one && !m.stored && (!m.scales || EXPANDS_FP8)) return multiply_stream(m, a, row, rows, begin, end, scratch, keep, upcoming);
 #if defined(__AMX_BF16__)
     auto *product = m.narrow ? multiply_blocks<Int8, Keep> : m.scales ? multiply_blocks<Fp8, Keep> : multiply_blocks<Bf16, Keep>;
 #else

@@ -12,31 +12,38 @@ namespace step3 {
 // asked for. So lines are asked for of several places by turns.
 constexpr int PLACES = 4;
 
-// Fetches bf16 that is read from front to back, once, a step of a product at a time.
+// Fetches a range that is read from front to back, once, a window at a time.
 //
 // What the processor foresees depends on when and in which order lines are asked for: these distances and places are among
-// the fastest, and fast in any place of memory. Lines from front to back, or whole steps ahead, take up to a fifth longer.
-class StepsAhead {
+// the fastest, and fast in any place of memory. Lines from front to back, or whole windows ahead, take up to a fifth longer.
+class WindowsAhead {
    public:
+    static constexpr int LINES = 32, BYTES = 64 * LINES;
+
     // `then`: what is read behind the range, or null.
-    StepsAhead(Range range, const char *then)
-        : end_(range.at + range.bytes), shift_(then ? (intptr_t)then - (intptr_t)end_ : -DISTANCE) {}
-    // The step to be fetched while the one at `at` is multiplied.
-    const char *step(const char *at) const { return at + DISTANCE + (at + DISTANCE < end_ ? 0 : shift_); }
-    // A quarter of it.
-    static __attribute__((always_inline)) void fetch(const char *step, int quarter) {
-#pragma GCC unroll 8
-        for (int i = quarter * LINES / 4; i < (quarter + 1) * LINES / 4; i++) {
-            const char *line = step + 64 * (i % STEP_PLACES * (LINES / STEP_PLACES) + i / STEP_PLACES);
+    WindowsAhead(Range range, const char *then)
+        : begin_(range.at), end_(range.at + range.bytes), shift_(then ? (intptr_t)then - (intptr_t)end_ : -DISTANCE) {}
+    // The lines to be fetched while those from `at` on are read: `fetch` takes as many of them, from the 0th on.
+    const char *lines(const char *at) const {
+        const int64_t passed = (at - begin_) % BYTES;
+        at += DISTANCE - passed;
+        return at + (at < end_ ? 0 : shift_) + passed / PLACES_OF_WINDOW;
+    }
+    // The nth line: of each eighth of the window one by turns.
+    template <int HINT>
+    static __attribute__((always_inline)) void fetch(const char *lines, int nth) {
+        const char *line = lines + 64 * (nth % PLACES_OF_WINDOW * (LINES / PLACES_OF_WINDOW) + nth / PLACES_OF_WINDOW);
+        if (HINT == _MM_HINT_T0)
             // With any instruction in between, registers are loaded a tenth faster than behind a row of these.
             asm volatile("nop\n\tprefetcht0 %0" ::"m"(*line));
-        }
+        else
+            asm volatile("prefetcht1 %0" ::"m"(*line));
     }
 
    private:
-    static constexpr int LINES = 32, STEP_PLACES = 8;
-    static constexpr int64_t DISTANCE = 64 * LINES * 7 / 2;
-    const char *end_;
+    static constexpr int PLACES_OF_WINDOW = 8;
+    static constexpr int64_t DISTANCE = BYTES * 7 / 2;
+    const char *begin_, *end_;
     int64_t shift_;
 };
 

@@ -16,7 +16,7 @@ static inline void multiply_tile_of(const Product &p, int rows, bool is_fp8) {
 // One tile times packed panels, which are read once, as fast as memory gives them.
 template <class Keep>
 static inline void multiply_stream(const Factor &m, const uint32_t *a, int64_t row, int rows, int64_t begin, int64_t end,
-                                   Keep keep, Range) {
+                                   Buffer &, Keep keep, Range) {
     constexpr int64_t ahead = 4096;
     alignas(64) float out[TILE * PANEL];
     const int64_t bytes = m.panel_bytes();
