@@ -1,7 +1,8 @@
 // A step from its tokens to logits, and what it ends with where its layers' FFNs are elsewhere.
 #include <cmath>
-#include "rows.h"
-#include "step3_cpu.h"
+#include <optional>
+#include "experts.h"
+#include "layer.h"
 
 using namespace step3;
 
@@ -66,13 +67,26 @@ extern "C" void step3_step(Workspace *workspace, int64_t threads, const step3_ne
     auto *ids = buffers[9].get<int64_t>(choices);
     auto *weights = buffers[10].get<float>(choices);
     step3_begin(threads, network, &batch);
-    for (int64_t i = 0; i < network->num_layers; i++) {
-        const step3_layer &layer = network->layers[i];
-        const bool routes = layer.attention->router != nullptr;
-        step3_attend_layer(workspace, threads, &shape, layer.attention, &batch, layer.keys, layer.values, i ? answer : nullptr,
-                           x, ids, weights);
-        step3_ffn_forward(workspace, threads, layer.ffn, x, tokens, routes ? ids : nullptr,
-                          routes ? weights : nullptr, routes ? shape.top_k : 0, answer);
-    }
+    const AttentionPlan plan(shape, batch);
+    auto memory_of = [&](const step3_layer &layer) {
+        return LayerMemory(*workspace, threads, shape, *layer.attention, tokens, plan);
+    };
+    const step3_layer *const first = network->layers, *const last = first + network->num_layers;
+    // Buffers grow here, and in the first thread's FFN calls while the others wait.
+    for (const step3_layer *layer = first; layer < last; layer++) memory_of(*layer);
+    std::optional<FFNCall> ffn;
+    run(*workspace, threads, [&](Worker &worker) {
+        for (const step3_layer *layer = first; layer < last; layer++) {
+            const LayerCall call{*layer->attention, layer->keys, layer->values, layer == first ? nullptr : answer, x, ids, weights};
+            attend_layer(worker, shape, batch, plan, call, memory_of(*layer));
+            // The first thread chose the experts.
+            if (worker.id() == 0) {
+                const bool routes = layer->attention->router != nullptr;
+                ffn.emplace(*workspace, threads, *layer->ffn, x, Choices{routes ? ids : nullptr, weights, tokens, routes ? shape.top_k : 0}, answer);
+            }
+            worker.barrier();
+            ffn->compute(worker, layer + 1 < last ? &layer[1].attention->qkv : nullptr);
+        }
+    });
     step3_end(workspace, threads, network, &batch, answer, normed, logits, likeliest);
 }

@@ -4,13 +4,10 @@
 // SwiGLU is computed where the product ends: gate and up are packed strip by strip beside each other, so that
 // a panel's result holds 16 gates and their 16 ups, and 16 inner activations go straight into the tiles of
 // the next product.
+#include "experts.h"
 #include <algorithm>
-#include <utility>
-#include <vector>
-#include "jobs.h"
 
-using namespace step3;
-
+namespace step3 {
 namespace {
 
 // The first product ends in SwiGLU: a row's 16 inner activations of a panel, into its tile of the next product.
@@ -45,138 +42,143 @@ void sum_choices(const uint16_t *rows, const int64_t *place, const float *weight
     }
 }
 
-// The rows of the jobs and what is computed of them.
-struct Rows {
-    const uint16_t *x;        // [tokens, hidden]
-    const int64_t *token_of;  // [rows]
-    int64_t hidden;
-    uint16_t *outer;  // [rows, hidden]
-    bool is_large;
-
-    // A tile of a job, as its first product reads it.
-    void pack(const Job &job, int64_t tile, uint32_t *to, Buffer &own) const {
-        const int count = job.tiles.size(tile);
-        const int64_t row = job.first + job.tiles.start(tile);
-        const Factor &factor = job.gate_up.factor;
-        const uint16_t *rows[TILE];
-        for (int r = 0; r < count; r++) rows[r] = x + token_of[row + r] * hidden;
-        pack_tile(rows, count, hidden, factor.pairs, to);
-        if (factor.narrow) narrow_tile(to, count, factor.pairs, own);
-    }
-
-    // What no panel of the first product writes of the second one's tile.
-    void pad(const Job &job, int64_t tile, uint32_t *to) const {
-        pad_tile(to, job.tiles.size(tile), job.gate_up.panels * (STRIP / 2), job.down.factor.pairs);
-    }
-
-    void narrow(const Job &job, int64_t tile, uint32_t *to, Buffer &own) const {
-        const Factor &factor = job.down.factor;
-        if (factor.narrow) narrow_tile(to, job.tiles.size(tile), factor.pairs, own);
-    }
-
-    void keep_outer(const Job &job, const TileSums &sums, int r) const {
-        const int64_t column = sums.panel * PANEL;
-        keep_rounded(outer + (job.first + sums.row + r) * hidden + column, sums.of(r), columns_left(hidden, column), is_large);
-    }
-
-    // A job by one thread: what lies between the products stays in its second-level cache.
-    void compute(const Job &job, Worker &worker) const {
-        const Factor &first = job.gate_up.factor, &second = job.down.factor;
-        const int64_t count = job.tiles.count;
-        uint32_t *packed = worker.rows().get<uint32_t>(job.tiles.rows * (first.pairs + second.pairs));
-        uint32_t *inner = packed + job.tiles.rows * first.pairs;
-        auto inner_tile = [&](int64_t row) { return inner + row * second.pairs; };
-        for (int64_t tile = 0; tile < count; tile++) {
-            const int64_t row = job.tiles.start(tile);
-            pack(job, tile, packed + row * first.pairs, worker.own());
-            pad(job, tile, inner_tile(row));
-        }
-        multiply(first, packed, job.tiles, 0, count, 0, job.gate_up.panels, worker.own(),
-                 [&](const TileSums &sums, int r) { keep_inner(sums, r, inner_tile(sums.row)); },
-                 second.upcoming(0, job.down.panels));
-        for (int64_t tile = 0; tile < count; tile++) narrow(job, tile, inner_tile(job.tiles.start(tile)), worker.own());
-        multiply(second, inner, job.tiles, 0, count, 0, job.down.panels, worker.own(),
-                 [&](const TileSums &sums, int r) { keep_outer(job, sums, r); });
-    }
-};
 }  // namespace
+
+// A tile of a job, as its first product reads it.
+void Rows::pack(const Job &job, int64_t tile, uint32_t *to, Buffer &own) const {
+    const int count = job.tiles.size(tile);
+    const int64_t row = job.first + job.tiles.start(tile);
+    const Factor &factor = job.gate_up.factor;
+    const uint16_t *rows[TILE];
+    for (int r = 0; r < count; r++) rows[r] = x + token_of[row + r] * hidden;
+    pack_tile(rows, count, hidden, factor.pairs, to);
+    if (factor.narrow) narrow_tile(to, count, factor.pairs, own);
+}
+
+// What no panel of the first product writes of the second one's tile.
+void Rows::pad(const Job &job, int64_t tile, uint32_t *to) const {
+    pad_tile(to, job.tiles.size(tile), job.gate_up.panels * (STRIP / 2), job.down.factor.pairs);
+}
+
+void Rows::narrow(const Job &job, int64_t tile, uint32_t *to, Buffer &own) const {
+    const Factor &factor = job.down.factor;
+    if (factor.narrow) narrow_tile(to, job.tiles.size(tile), factor.pairs, own);
+}
+
+void Rows::keep_outer(const Job &job, const TileSums &sums, int r) const {
+    const int64_t column = sums.panel * PANEL;
+    keep_rounded(outer + (job.first + sums.row + r) * hidden + column, sums.of(r), columns_left(hidden, column), is_large);
+}
+
+// A job by one thread: what lies between the products stays in its second-level cache.
+void Rows::compute(const Job &job, Worker &worker) const {
+    const Factor &first = job.gate_up.factor, &second = job.down.factor;
+    const int64_t count = job.tiles.count;
+    uint32_t *packed = worker.rows().get<uint32_t>(job.tiles.rows * (first.pairs + second.pairs));
+    uint32_t *inner = packed + job.tiles.rows * first.pairs;
+    auto inner_tile = [&](int64_t row) { return inner + row * second.pairs; };
+    for (int64_t tile = 0; tile < count; tile++) {
+        const int64_t row = job.tiles.start(tile);
+        pack(job, tile, packed + row * first.pairs, worker.own());
+        pad(job, tile, inner_tile(row));
+    }
+    multiply(first, packed, job.tiles, 0, count, 0, job.gate_up.panels, worker.own(),
+             [&](const TileSums &sums, int r) { keep_inner(sums, r, inner_tile(sums.row)); },
+             second.upcoming(0, job.down.panels));
+    for (int64_t tile = 0; tile < count; tile++) narrow(job, tile, inner_tile(job.tiles.start(tile)), worker.own());
+    multiply(second, inner, job.tiles, 0, count, 0, job.down.panels, worker.own(),
+             [&](const TileSums &sums, int r) { keep_outer(job, sums, r); });
+}
+
+ChosenRows::ChosenRows(Workspace &workspace, const step3_ffn &ffn, const Choices &choices) {
+    const int64_t experts = choices.ids && ffn.gate_up.panels ? ffn.experts : 0, count_of_choices = choices.tokens * choices.top_k;
+    starts.assign((size_t)experts + 1, 0);
+    // The number of a choice's expert among those that are here, or -1.
+    auto expert_of = [&](int64_t choice) {
+        const int64_t expert = choices.ids[choice] - ffn.first;
+        return expert >= 0 && expert < experts ? expert : -1;
+    };
+    for (int64_t i = 0; experts && i < count_of_choices; i++)
+        if (expert_of(i) >= 0) starts[(size_t)expert_of(i) + 1]++;
+    for (int64_t e = 0; e < experts; e++) starts[(size_t)e + 1] += starts[(size_t)e];
+    count = chosen() + (ffn.always_gate_up.panels ? choices.tokens : 0);
+    place = workspace.buffers[0].get<int64_t>(count_of_choices);
+    token_of = workspace.buffers[1].get<int64_t>(count);
+    std::vector<int64_t> next = starts;
+    for (int64_t i = 0; experts && i < count_of_choices; i++) {
+        place[i] = expert_of(i) >= 0 ? next[(size_t)expert_of(i)]++ : -1;
+        if (place[i] >= 0) token_of[place[i]] = i / choices.top_k;
+    }
+    for (int64_t row = chosen(); row < count; row++) token_of[row] = row - chosen();
+}
+
+static Jobs jobs_of(const step3_ffn &ffn, const ChosenRows &rows, int64_t threads) {
+    Jobs jobs;
+    for (size_t e = 0; e + 1 < rows.starts.size(); e++)
+        jobs.add(ffn.gate_up, ffn.down, (int64_t)e, rows.starts[e], rows.starts[e + 1] - rows.starts[e]);
+    if (ffn.always_gate_up.panels) jobs.add(ffn.always_gate_up, ffn.always_down, 0, rows.chosen(), rows.count - rows.chosen());
+    jobs.share(threads);
+    return jobs;
+}
+
+FFNCall::FFNCall(Workspace &workspace, int64_t threads, const step3_ffn &ffn, const uint16_t *x, const Choices &choices, uint16_t *out)
+    : always_(ffn.always_gate_up.panels != nullptr),
+      pairs_((always_ ? ffn.always_gate_up : ffn.gate_up).pairs),
+      choices_(choices),
+      out_(out),
+      chosen_(workspace, ffn, choices),
+      jobs_(jobs_of(ffn, chosen_, threads)),
+      inner_product_(jobs_.shared, always_ && jobs_.whole.empty(), &Job::gate_up),
+      outer_product_(jobs_.shared, always_ && jobs_.whole.empty(), &Job::down) {
+    for (const Job &job : jobs_.shared) {
+        inner_pairs_ = std::max(inner_pairs_, job.down.factor.pairs);
+        narrows_ = narrows_ || job.down.factor.narrow;
+        for (int64_t tile = 0; tile < job.tiles.count; tile++) tiles_.emplace_back(&job, tile);
+    }
+    const int64_t rows = chosen_.count;
+    packed_ = workspace.buffers[2].get<uint32_t>(rows * pairs_);
+    inner_ = workspace.buffers[3].get<uint32_t>(rows * inner_pairs_);
+    rows_ = {x, chosen_.token_of, ffn.hidden, workspace.buffers[4].get<uint16_t>(rows * ffn.hidden), rows * ffn.hidden * 2 > BEYOND_CACHES};
+}
+
+void FFNCall::compute(Worker &worker, const step3_matrix *next) const {
+    inner_product_.expect(worker);
+    worker.each((int64_t)tiles_.size(), [&](int64_t i) {
+        const auto &[job, tile] = tiles_[(size_t)i];
+        const int64_t row = job->tiles.start(tile);
+        rows_.pack(*job, tile, packed_ + (job->first + row) * pairs_, worker.own());
+        rows_.pad(*job, tile, inner_tile(*job, row));
+    });
+    worker.take((int64_t)jobs_.whole.size(), [&](int64_t i) { rows_.compute(jobs_.whole[(size_t)i], worker); });
+    outer_product_.expect(worker);
+    inner_product_.run(worker, packed_, pairs_,
+                       [&](const Job &job, const TileSums &sums, int r) { keep_inner(sums, r, inner_tile(job, sums.row)); });
+    if (narrows_)
+        worker.each((int64_t)tiles_.size(), [&](int64_t i) {
+            const auto &[job, tile] = tiles_[(size_t)i];
+            rows_.narrow(*job, tile, inner_tile(*job, job->tiles.start(tile)), worker.own());
+        });
+    if (next) expect(worker, *next);
+    outer_product_.run(worker, inner_, inner_pairs_, [&](const Job &job, const TileSums &sums, int r) { rows_.keep_outer(job, sums, r); });
+    if (next) expect(worker, *next);
+    // Summed by token in the order of its choices: independent of the batch around it. A few tokens are
+    // cut into columns, so that all threads have some.
+    const int64_t tokens = choices_.tokens, top_k = choices_.top_k, hidden = rows_.hidden, chosen = chosen_.chosen();
+    const int64_t parts = tokens >= 4 * worker.size() ? 1 : worker.size(), width = (hidden + parts - 1) / parts;
+    worker.each(tokens * parts, [&](int64_t task) {
+        const int64_t token = task / parts, begin = task % parts * width, end = std::min(hidden, begin + width);
+        if (begin >= end) return;
+        sum_choices(rows_.outer, chosen_.place + token * top_k, choices_.weights + token * top_k, chosen_.starts.size() > 1 ? top_k : 0,
+                    always_ ? rows_.outer + (chosen + token) * hidden : nullptr, hidden, begin, end, out_ + token * hidden);
+    });
+}
+}  // namespace step3
+
+using namespace step3;
 
 extern "C" void step3_ffn_forward(Workspace *workspace, int64_t threads, const step3_ffn *ffn, const uint16_t *x,
                                   int64_t tokens, const int64_t *ids, const float *weights, int64_t top_k,
                                   uint16_t *out) {
-    const int64_t hidden = ffn->hidden, experts = ids && ffn->gate_up.panels ? ffn->experts : 0;
-    const bool always = ffn->always_gate_up.panels != nullptr;
-    const step3_matrix &gate_up = always ? ffn->always_gate_up : ffn->gate_up;
-    const int64_t pairs = gate_up.pairs;
-    // Each (token, choice) gets a row; rows lie expert by expert, those of `always` last.
-    std::vector<int64_t> starts((size_t)experts + 1, 0);
-    int64_t *place = workspace->buffers[0].get<int64_t>(tokens * top_k);
-    for (int64_t i = 0; experts && i < tokens * top_k; i++) {
-        int64_t expert = ids[i] - ffn->first;
-        if (expert >= 0 && expert < experts) starts[(size_t)expert + 1]++;
-    }
-    for (int64_t e = 0; e < experts; e++) starts[(size_t)e + 1] += starts[(size_t)e];
-    const int64_t chosen = experts ? starts[(size_t)experts] : 0, rows = chosen + (always ? tokens : 0);
-    int64_t *token_of = workspace->buffers[1].get<int64_t>(rows);
-    Jobs jobs;
-    for (int64_t e = 0; e < experts; e++)
-        jobs.add(ffn->gate_up, ffn->down, e, starts[(size_t)e], starts[(size_t)e + 1] - starts[(size_t)e]);
-    for (int64_t i = 0; experts && i < tokens * top_k; i++) {
-        int64_t expert = ids[i] - ffn->first;
-        place[i] = expert >= 0 && expert < experts ? starts[(size_t)expert]++ : -1;
-        if (place[i] >= 0) token_of[place[i]] = i / top_k;
-    }
-    if (always) {
-        for (int64_t t = 0; t < tokens; t++) token_of[chosen + t] = t;
-        jobs.add(ffn->always_gate_up, ffn->always_down, 0, chosen, tokens);
-    }
-    jobs.share(threads);
-    int64_t inner_pairs = 0;
-    bool narrows = false;
-    std::vector<std::pair<const Job *, int64_t>> tiles;
-    for (const Job &job : jobs.shared) {
-        inner_pairs = std::max(inner_pairs, job.down.factor.pairs);
-        narrows = narrows || job.down.factor.narrow;
-        for (int64_t tile = 0; tile < job.tiles.count; tile++) tiles.emplace_back(&job, tile);
-    }
-    uint32_t *packed = workspace->buffers[2].get<uint32_t>(rows * pairs);
-    uint32_t *inner = workspace->buffers[3].get<uint32_t>(rows * inner_pairs);
-    uint16_t *outer = workspace->buffers[4].get<uint16_t>(rows * hidden);
-    const Rows all{x, token_of, hidden, outer, rows * hidden * 2 > BEYOND_CACHES};
-    auto inner_tile = [&](const Job &job, int64_t row) { return inner + job.first * inner_pairs + row * job.down.factor.pairs; };
-
-    const bool spreads = always && jobs.whole.empty();
-    const Panels inner_product(jobs.shared, spreads, &Job::gate_up);
-    const Panels outer_product(jobs.shared, spreads, &Job::down);
-
-    run(*workspace, threads, [&](Worker &worker) {
-        inner_product.expect(worker);
-        worker.each((int64_t)tiles.size(), [&](int64_t i) {
-            const auto &[job, tile] = tiles[(size_t)i];
-            const int64_t row = job->tiles.start(tile);
-            all.pack(*job, tile, packed + (job->first + row) * pairs, worker.own());
-            all.pad(*job, tile, inner_tile(*job, row));
-        });
-        worker.take((int64_t)jobs.whole.size(), [&](int64_t i) { all.compute(jobs.whole[(size_t)i], worker); });
-        outer_product.expect(worker);
-        inner_product.run(worker, packed, pairs, [&](const Job &job, const TileSums &sums, int r) {
-            keep_inner(sums, r, inner_tile(job, sums.row));
-        });
-        if (narrows)
-            worker.each((int64_t)tiles.size(), [&](int64_t i) {
-                const auto &[job, tile] = tiles[(size_t)i];
-                all.narrow(*job, tile, inner_tile(*job, job->tiles.start(tile)), worker.own());
-            });
-        outer_product.run(worker, inner, inner_pairs,
-                          [&](const Job &job, const TileSums &sums, int r) { all.keep_outer(job, sums, r); });
-        // Summed by token in the order of its choices: independent of the batch around it. A few tokens are
-        // cut into columns, so that all threads have some.
-        const int64_t parts = tokens >= 4 * worker.size() ? 1 : worker.size(), width = (hidden + parts - 1) / parts;
-        worker.each(tokens * parts, [&](int64_t task) {
-            const int64_t token = task / parts, begin = task % parts * width, end = std::min(hidden, begin + width);
-            if (begin >= end) return;
-            sum_choices(outer, place + token * top_k, weights + token * top_k, experts ? top_k : 0,
-                        always ? outer + (chosen + token) * hidden : nullptr, hidden, begin, end, out + token * hidden);
-        });
-    });
+    const FFNCall call(*workspace, threads, *ffn, x, {ids, weights, tokens, top_k}, out);
+    run(*workspace, threads, [&](Worker &worker) { call.compute(worker, nullptr); });
 }

@@ -1,35 +1,41 @@
 // The attention side of a decoder layer in one call: norm, projections, rotation, cache, attention, output,
 // norm, router. Each phase's result lies in the form in which the next one reads it.
+#include "layer.h"
 #include <algorithm>
-#include "attention.h"
 #include "float_product.h"
 
-using namespace step3;
-
+namespace step3 {
 namespace {
 
 // Fewer tokens are not worth reading the projections for.
 constexpr int64_t MIN_PREPARED_ROWS = 128;
 
+// Bytes of a row in `prepare`.
+int64_t bytes_of_prepared(const step3_attention &weights) {
+    return 4 * (weights.qkv.rows + weights.qkv.pairs + weights.wq.pairs);
+}
+
+int64_t parts_to_prepare(const step3_attention &weights, const Tiles &tiles, int64_t threads) {
+    const int64_t rows = JOB_BYTES / bytes_of_prepared(weights);
+    if (rows == 0) return 0;
+    const int64_t parts = ((tiles.rows + rows - 1) / rows + threads - 1) / threads * threads;
+    return tiles.rows / parts < MIN_PREPARED_ROWS ? 0 : parts;
+}
+
 struct Layer {
     const step3_shape &shape;
     const step3_attention &weights;
     const step3_batch &batch;
-    char *keys, *values;
-    const uint16_t *answer;
-    uint16_t *x;
-    int64_t *ids;
-    float *chosen;
-    Tiles tiles;
-    uint32_t *mixed;  // tiles
-    float *query, *attended;  // in the same memory
+    const LayerCall &call;
+    const LayerMemory &memory;
+    const Tiles tiles;
 
     // hidden += answer; norm(hidden) for q, k and v
     void begin(int64_t token, const Place &to, Buffer &own) const {
         const int64_t size = shape.hidden;
         float *row = batch.hidden + token * size, *out = own.get<float>(size);
-        if (answer)
-            for (int64_t i = 0; i < size; i++) row[i] += float_of_bf16(answer[token * size + i]);
+        if (call.answer)
+            for (int64_t i = 0; i < size; i++) row[i] += float_of_bf16(call.answer[token * size + i]);
         const float scale = inverse_rms(row, size, shape.eps);
         for (int64_t i = 0; i < size; i++) out[i] = row[i] * scale * weights.input_norm[i];
         pack_floats(out, size, 0, weights.qkv.pairs, to);
@@ -40,7 +46,7 @@ struct Layer {
         const int64_t size = shape.share_q, dim = shape.head_dim;
         float *out = own.get<float>(std::max(size, dim));
         rotate(row + size, batch.cos + token * dim / 2, batch.sin + token * dim / 2, dim, out);
-        KV(shape).write(out, row + size + dim, batch.slots[token], keys, values);
+        KV(shape).write(out, row + size + dim, batch.slots[token], call.keys, call.values);
         const float scale = inverse_rms(row, size, shape.eps);
         for (int64_t i = 0; i < size; i++) out[i] = row[i] * scale * weights.inter_norm[i];
         pack_floats(out, size, 0, weights.wq.pairs, to);
@@ -53,7 +59,7 @@ struct Layer {
         const int64_t rows = last - first;
         const Tiles tiles(rows);
         // Tiles first: their rows are whole lines.
-        uint32_t *normed = worker.rows().get<uint32_t>(rows * bytes_of_prepared() / 4), *inter = normed + rows * qkv.pairs;
+        uint32_t *normed = worker.rows().get<uint32_t>(rows * bytes_of_prepared(weights) / 4), *inter = normed + rows * qkv.pairs;
         float *projected = (float *)(inter + rows * wq.pairs);
         auto product = [&](const step3_matrix &m, uint32_t *a, auto keep) {
             if (is_narrow(m, rows))
@@ -74,26 +80,15 @@ struct Layer {
         });
     }
 
-    // Bytes of a row in `prepare`.
-    int64_t bytes_of_prepared() const { return 4 * (weights.qkv.rows + weights.qkv.pairs + weights.wq.pairs); }
-
-    // Into how many parts tokens are cut of which a thread prepares one at a time; 0: all threads share them, product by product.
-    int64_t parts_to_prepare(int64_t threads) const {
-        const int64_t rows = JOB_BYTES / bytes_of_prepared();
-        if (rows == 0) return 0;
-        const int64_t parts = ((tiles.rows + rows - 1) / rows + threads - 1) / threads * threads;
-        return tiles.rows / parts < MIN_PREPARED_ROWS ? 0 : parts;
-    }
-
     // hidden += attention; out = norm(hidden), in bf16 for the FFN
     void end(int64_t token, float *out) const {
         const int64_t size = shape.hidden;
         float *row = batch.hidden + token * size;
-        const float *more = attended + token * size;
+        const float *more = memory.attended + token * size;
         for (int64_t i = 0; i < size; i++) row[i] += more[i];
         const float scale = inverse_rms(row, size, shape.eps);
         for (int64_t i = 0; i < size; i++) out[i] = row[i] * scale * weights.ffn_norm[i];
-        round_to_bf16(out, size, x + token * size);
+        round_to_bf16(out, size, call.x + token * size);
     }
 
     // Logits of some tokens, whose normed hidden states are `rows`, for the experts begin..end.
@@ -111,8 +106,8 @@ struct Layer {
             logits[e] = std::exp(logits[e] - most);
             total += logits[e];
         }
-        int64_t *own_ids = ids + token * shape.top_k;
-        float *own = chosen + token * shape.top_k;
+        int64_t *own_ids = call.ids + token * shape.top_k;
+        float *own = call.chosen + token * shape.top_k;
         for (int64_t k = 0; k < shape.top_k; k++) {
             int64_t best = -1;
             for (int64_t e = 0; e < experts; e++)
@@ -129,41 +124,32 @@ struct Layer {
 };
 }  // namespace
 
-extern "C" void step3_attend_layer(Workspace *workspace, int64_t threads, const step3_shape *shape,
-                                   const step3_attention *weights, const step3_batch *batch, char *keys,
-                                   char *values, const uint16_t *answer, uint16_t *x, int64_t *ids, float *chosen) {
-    const int64_t tokens = batch->tokens, size = shape->hidden, heads = shape->heads, dim = shape->head_dim;
-    auto &buffers = workspace->buffers;
-    // Attention has read all queries before its results are multiplied.
-    float *query_or_attended = buffers[4].get<float>(tokens * std::max(heads * dim, size));
-    Layer layer{*shape,
-                *weights,
-                *batch,
-                keys,
-                values,
-                answer,
-                x,
-                ids,
-                chosen,
-                Tiles(tokens),
-                buffers[2].get<uint32_t>(tokens * weights->o_proj.pairs),
-                query_or_attended,
-                query_or_attended};
-    const int64_t parts = layer.parts_to_prepare(threads), shared = parts ? 0 : tokens;
-    auto *normed = buffers[0].get<uint32_t>(shared * weights->qkv.pairs), *inter = buffers[1].get<uint32_t>(shared * weights->wq.pairs);
-    float *qkv = buffers[3].get<float>(shared * weights->qkv.rows);
-    const AttentionPlan plan(*shape, *batch);
-    float *partials = buffers[5].get<float>(plan.partials * heads * (dim + 2));
-    // Of a few tokens all threads take some experts' logits; of many each takes some tokens.
-    const bool are_few = tokens < 4 * threads;
-    float *logits = are_few ? buffers[6].get<float>(tokens * (size + shape->experts)) : nullptr;
-    const AttentionInputs inputs{*shape, *batch, layer.query, keys, values, {partials, heads, dim}, true};
+LayerMemory::LayerMemory(Workspace &workspace, int64_t threads, const step3_shape &shape, const step3_attention &weights, int64_t tokens,
+                         const AttentionPlan &plan)
+    : parts(parts_to_prepare(weights, Tiles(tokens), threads)), are_few(tokens < 4 * threads) {
+    auto &buffers = workspace.buffers;
+    const int64_t shared = parts ? 0 : tokens, heads = shape.heads, dim = shape.head_dim;
+    normed = buffers[0].get<uint32_t>(shared * weights.qkv.pairs);
+    inter = buffers[1].get<uint32_t>(shared * weights.wq.pairs);
+    mixed = buffers[2].get<uint32_t>(tokens * weights.o_proj.pairs);
+    qkv = buffers[3].get<float>(shared * weights.qkv.rows);
+    query = attended = buffers[4].get<float>(tokens * std::max(heads * dim, shape.hidden));
+    partials = buffers[5].get<float>(plan.partials * heads * (dim + 2));
+    logits = are_few ? buffers[6].get<float>(tokens * (shape.hidden + shape.experts)) : nullptr;
+}
+
+void attend_layer(Worker &worker, const step3_shape &shape, const step3_batch &batch, const AttentionPlan &plan,
+                  const LayerCall &call, const LayerMemory &memory) {
+    const step3_attention &weights = call.weights;
+    const int64_t tokens = batch.tokens, size = shape.hidden, heads = shape.heads, dim = shape.head_dim;
+    const Layer layer{shape, weights, batch, call, memory, Tiles(tokens)};
+    const AttentionInputs inputs{shape, batch, memory.query, call.keys, call.values, {memory.partials, heads, dim}, true};
     KeepMixed keep = [](void *given, int64_t token, int64_t head, const float *mixed) {
-        auto &own = *(Layer *)given;
+        const auto &own = *(const Layer *)given;
         const int64_t pairs = own.weights.o_proj.pairs, width = own.shape.head_dim / 2;
         // o_proj's padding lies behind the last head.
         const int64_t until = head + 1 == own.shape.heads ? pairs : (head + 1) * width;
-        pack_floats(mixed, own.shape.head_dim, head * width, until, Place(own.mixed, own.tiles, token, pairs));
+        pack_floats(mixed, own.shape.head_dim, head * width, until, Place(own.memory.mixed, own.tiles, token, pairs));
     };
     // A panel's results to a float matrix.
     auto copy_to = [tokens](float *out, int64_t columns) {
@@ -173,49 +159,60 @@ extern "C" void step3_attend_layer(Workspace *workspace, int64_t threads, const 
             keep_columns(out + (sums.row + r) * columns + column, sums.of(r), columns_left(columns, column), is_large);
         };
     };
-    run(*workspace, threads, [&](Worker &worker) {
-        const auto keep_query = copy_to(layer.query, heads * dim);
-        if (parts) {
-            worker.each(parts, [&](int64_t part) {
-                const int64_t first = layer.tiles.count * part / parts, last = layer.tiles.count * (part + 1) / parts;
-                layer.prepare(layer.tiles.start(first), layer.tiles.start(last), worker, keep_query);
-            });
-        } else {
-            expect(worker, weights->qkv);
-            each_row(worker, layer.tiles, [&](int64_t token) {
-                layer.begin(token, Place(normed, layer.tiles, token, weights->qkv.pairs), worker.own());
-            });
-            multiply_all(worker, weights->qkv, normed, tokens, copy_to(qkv, weights->qkv.rows));
-            expect(worker, weights->wq);
-            each_row(worker, layer.tiles, [&](int64_t token) {
-                layer.split(token, qkv + token * weights->qkv.rows, Place(inter, layer.tiles, token, weights->wq.pairs), worker.own());
-            });
-            multiply_all(worker, weights->wq, inter, tokens, keep_query);
-        }
-        expect(worker, weights->o_proj);
-        worker.each((int64_t)plan.tasks.size(), [&](int64_t i) {
-            attend(inputs, plan.tasks[(size_t)i], worker.own(), keep, &layer);
+    const auto keep_query = copy_to(memory.query, heads * dim);
+    if (memory.parts) {
+        worker.each(memory.parts, [&](int64_t part) {
+            const int64_t first = layer.tiles.count * part / memory.parts, last = layer.tiles.count * (part + 1) / memory.parts;
+            layer.prepare(layer.tiles.start(first), layer.tiles.start(last), worker, keep_query);
         });
-        if (!plan.merges.empty())
-            worker.each((int64_t)plan.merges.size(), [&](int64_t i) {
-                merge(inputs, plan.merges[(size_t)i], worker.own(), keep, &layer);
-            });
-        multiply_all(worker, weights->o_proj, layer.mixed, tokens, copy_to(layer.attended, size));
-        const int64_t experts = shape->experts, at_once = are_few ? 1 : FLOAT_ROWS;
-        worker.each((tokens + at_once - 1) / at_once, [&](int64_t group) {
-            const int64_t first = group * at_once, count = std::min(at_once, tokens - first);
-            float *rows = are_few ? logits + tokens * experts + first * size : worker.own().get<float>(at_once * (size + experts));
-            for (int64_t t = 0; t < count; t++) layer.end(first + t, rows + t * size);
-            if (are_few || !weights->router) return;
-            float *own = rows + at_once * size;
-            layer.score(rows, count, 0, experts, own);
-            for (int64_t t = 0; t < count; t++) layer.choose(first + t, own + t * experts);
+    } else {
+        expect(worker, weights.qkv);
+        each_row(worker, layer.tiles, [&](int64_t token) {
+            layer.begin(token, Place(memory.normed, layer.tiles, token, weights.qkv.pairs), worker.own());
         });
-        if (!are_few || !weights->router) return;
-        worker.each(worker.size(), [&](int64_t part) {
-            layer.score(logits + tokens * experts, tokens, experts * part / worker.size(), experts * (part + 1) / worker.size(), logits);
+        multiply_all(worker, weights.qkv, memory.normed, tokens, copy_to(memory.qkv, weights.qkv.rows));
+        expect(worker, weights.wq);
+        each_row(worker, layer.tiles, [&](int64_t token) {
+            layer.split(token, memory.qkv + token * weights.qkv.rows, Place(memory.inter, layer.tiles, token, weights.wq.pairs), worker.own());
         });
-        if (worker.id() == 0)
-            for (int64_t t = 0; t < tokens; t++) layer.choose(t, logits + t * experts);
+        multiply_all(worker, weights.wq, memory.inter, tokens, keep_query);
+    }
+    expect(worker, weights.o_proj);
+    worker.each((int64_t)plan.tasks.size(), [&](int64_t i) {
+        attend(inputs, plan.tasks[(size_t)i], worker.own(), keep, (void *)&layer);
     });
+    if (!plan.merges.empty())
+        worker.each((int64_t)plan.merges.size(), [&](int64_t i) {
+            merge(inputs, plan.merges[(size_t)i], worker.own(), keep, (void *)&layer);
+        });
+    multiply_all(worker, weights.o_proj, memory.mixed, tokens, copy_to(memory.attended, size));
+    const int64_t experts = shape.experts, at_once = memory.are_few ? 1 : FLOAT_ROWS;
+    float *const normed = memory.logits + (memory.are_few ? tokens * experts : 0);
+    worker.each((tokens + at_once - 1) / at_once, [&](int64_t group) {
+        const int64_t first = group * at_once, count = std::min(at_once, tokens - first);
+        float *rows = memory.are_few ? normed + first * size : worker.own().get<float>(at_once * (size + experts));
+        for (int64_t t = 0; t < count; t++) layer.end(first + t, rows + t * size);
+        if (memory.are_few || !weights.router) return;
+        float *own = rows + at_once * size;
+        layer.score(rows, count, 0, experts, own);
+        for (int64_t t = 0; t < count; t++) layer.choose(first + t, own + t * experts);
+    });
+    if (!memory.are_few || !weights.router) return;
+    worker.each(worker.size(), [&](int64_t part) {
+        layer.score(normed, tokens, experts * part / worker.size(), experts * (part + 1) / worker.size(), memory.logits);
+    });
+    if (worker.id() == 0)
+        for (int64_t t = 0; t < tokens; t++) layer.choose(t, memory.logits + t * experts);
+}
+}  // namespace step3
+
+using namespace step3;
+
+extern "C" void step3_attend_layer(Workspace *workspace, int64_t threads, const step3_shape *shape,
+                                   const step3_attention *weights, const step3_batch *batch, char *keys,
+                                   char *values, const uint16_t *answer, uint16_t *x, int64_t *ids, float *chosen) {
+    const AttentionPlan plan(*shape, *batch);
+    const LayerCall call{*weights, keys, values, answer, x, ids, chosen};
+    const LayerMemory memory(*workspace, threads, *shape, *weights, batch->tokens, plan);
+    run(*workspace, threads, [&](Worker &worker) { attend_layer(worker, *shape, *batch, plan, call, memory); });
 }

@@ -1,7 +1,7 @@
 // Threads that work through one call in phases.
 //
-// A call is one OpenMP region; its phases are separated by barriers of our own, because libgomp's spin for
-// long when another process wants a core: ours yields. Within a phase the threads take tasks from a shared
+// A call is one OpenMP region, be it a whole step; its phases are separated by barriers of our own, because libgomp's
+// spin for long when another process wants a core: ours yields. Within a phase the threads take tasks from a shared
 // counter, so that one that was interrupted does not hold up the others. OpenMP gives us torch's threads.
 #pragma once
 #include <immintrin.h>
@@ -18,7 +18,7 @@
 #include "amx.h"
 #include "range.h"
 
-constexpr int MAX_PHASES = 16;
+constexpr int MAX_PHASES = 4;  // between two barriers
 constexpr int NUM_BUFFERS = 16;
 constexpr int MAX_THREADS = 256;
 constexpr int64_t READ_BEYOND = 1024;  // bytes behind a buffer that a register of rows may read
@@ -82,9 +82,10 @@ class Worker {
     Range expected() const { return next_ < next_end_ ? Range{next_, next_end_ - next_} : Range{}; }
 
     void barrier() {
-        if (size_ == 1) return;
+        if (size_ == 1) return free_counters();
         int generation = workspace_.generation.load(std::memory_order_acquire);
         if (workspace_.arrived.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+            free_counters();
             workspace_.arrived.store(0, std::memory_order_relaxed);
             workspace_.generation.store(generation + 1, std::memory_order_release);
             next_ = next_end_;
@@ -101,6 +102,7 @@ class Worker {
             }
         }
         next_ = next_end_;
+        phase_ = 0;
     }
 
     // Runs task(i) for each i below `count`, shared among the threads.
@@ -151,6 +153,11 @@ class Worker {
     Workspace &workspace_;
     int id_, size_, phase_ = 0;
     const char *next_ = nullptr, *next_end_ = nullptr;
+
+    // All threads have taken what they take of the phases since the last barrier.
+    void free_counters() {
+        for (; phase_; phase_--) workspace_.counters[phase_ - 1].value.store(0, std::memory_order_relaxed);
+    }
 };
 
 template <class Body>
