@@ -11,7 +11,6 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from step3.engine.engine import Engine
@@ -79,9 +78,10 @@ class LaneDriver:
         self._steps: dict[int, _Step] = {}
         self.timeline = timeline or Timeline(len(engine.lanes))
 
-    @torch.inference_mode()
     def step(self) -> StepResult:
         """Goes on until a lane's step has ended; returns what came of those that did.
+
+        Whoever steps does so within `torch.inference_mode()`, as with `Engine.step`.
 
         The result is empty if none did within `PATIENCE` seconds, if there is nothing to compute, or if
         `wake` was called. Steps that have not ended go on in the next call.
