@@ -1,5 +1,5 @@
-// The product of one row with fp8, each panel of which is read once. Vectors expand and multiply it as fast as memory gives
-// it, where tile registers wait for what is expanded to reach the cache; with two rows they are no faster.
+// The product of one row with fp8, each panel of which is read once. Vectors expand and multiply it hardly slower than memory
+// gives it, where tile registers wait for what is expanded to reach the cache; with two rows they are no faster.
 //
 // The sums are those of the registers, so that a row's do not depend on the rows beside it, but for numbers below 2^-126,
 // which registers take for zeros.

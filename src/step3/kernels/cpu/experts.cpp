@@ -41,7 +41,6 @@ void sum_choices(const uint16_t *rows, const int64_t *place, const float *weight
         round_to_bf16(sum, count, out + at);
     }
 }
-
 }  // namespace
 
 // A tile of a job, as its first product reads it.
@@ -160,6 +159,7 @@ void FFNCall::compute(Worker &worker, const step3_matrix *next) const {
         });
     if (next) expect(worker, *next);
     outer_product_.run(worker, inner_, inner_pairs_, [&](const Job &job, const TileSums &sums, int r) { rows_.keep_outer(job, sums, r); });
+    // Once more: a barrier forgets what was expected in front of it.
     if (next) expect(worker, *next);
     // Summed by token in the order of its choices: independent of the batch around it. A few tokens are
     // cut into columns, so that all threads have some.

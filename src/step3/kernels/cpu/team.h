@@ -18,7 +18,7 @@
 #include "amx.h"
 #include "range.h"
 
-constexpr int MAX_PHASES = 4;  // between two barriers
+constexpr int MAX_PHASES = 4;  // `take` and `runs` between two barriers, at most
 constexpr int NUM_BUFFERS = 16;
 constexpr int MAX_THREADS = 256;
 constexpr int64_t READ_BEYOND = 1024;  // bytes behind a buffer that a register of rows may read
