@@ -114,6 +114,30 @@ def test_any_number_of_heads_of_any_size(library: Library, heads: int, dim: int,
     torch.testing.assert_close(cache.attend(query), cache.expected(query), rtol=1e-2, atol=1e-2)
 
 
+def test_a_token_does_not_depend_on_those_beside_it(library: Library) -> None:
+    shape, context = shape_of(6, 48), 500
+    cache, query = Cache(library, shape, [(300, context)]), torch.randn(300, 6, 48)
+    together, paging = cache.attend(query), cache.paging
+    for first, last in ((0, 1), (57, 90), (299, 300)):
+        end = array("q", [context - 300 + last])
+        cache.paging = Paging(array("q", [last - first]), end, paging.tables, paging.table_rows)
+        assert torch.equal(cache.attend(query[first:last].contiguous()), together[first:last])
+
+
+def test_scores_may_grow_from_key_to_key(library: Library) -> None:
+    # From page to page by more than a probability's exponent can take.
+    shape = shape_of(4, 32)
+    cache, query = Cache(library, shape, [(20, 900)]), torch.ones(20, 4, 32)
+    slots = (
+        torch.from_numpy(cache.paging.tables.blocks[0])[torch.arange(900) // 16] * 16 + torch.arange(900) % 16
+    )
+    keys, values = torch.arange(900).float()[:, None].expand(-1, 32).contiguous(), torch.randn(900, 32)
+    for plain, new in zip(cache.plain, (keys.bfloat16().float(), values.bfloat16().float()), strict=True):
+        plain.view(-1, 32)[slots] = new
+    cache.write(slots, keys, values)
+    torch.testing.assert_close(cache.attend(query), cache.expected(query), rtol=1e-2, atol=1e-2)
+
+
 def test_does_not_depend_on_the_threads(library: Library) -> None:
     shape, lengths = shape_of(8, 64), BATCHES["all together"]
     cache, query = Cache(library, shape, lengths), query_of(lengths, shape)

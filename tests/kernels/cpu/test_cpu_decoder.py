@@ -149,6 +149,26 @@ def test_one_call_gives_what_many_give(small: Small, lengths: list[tuple[int, in
     assert logits.isfinite().all()
 
 
+def test_prompts_of_many_tokens_give_what_their_chunks_give(small: Small) -> None:
+    # So many that each thread prepares some of them for attention by itself.
+    whole = step_of([(301, 301), (333, 333)], scored=range(634))
+    ids, paging = whole.ids.tolist(), whole.paging
+    small.network.run(whole, None, logits := outputs(whole)[0], None)
+    chunks: list[list[Tensor]] = [[], []]
+    for begin in range(0, 333, 50):
+        ends = [min(begin + 50, 301), min(begin + 50, 333)]
+        some = [ids[begin : ends[0]], ids[301 + begin : 301 + ends[1]]]
+        chunk = PackedStep(
+            array("q", some[0] + some[1]),
+            Paging(array("q", map(len, some)), array("q", ends), paging.tables, paging.table_rows),
+            array("q", range(len(some[0] + some[1]))),
+        )
+        small.network.run(chunk, None, part := outputs(chunk)[0], None)
+        for own, rows in zip(chunks, part.split([len(one) for one in some]), strict=True):
+            own.append(rows)
+    assert torch.equal(logits, torch.cat(chunks[0] + chunks[1]))
+
+
 @pytest.mark.parametrize("scored", [[], [4], [0, 60], [60, 3, 61, 3]])
 def test_only_scored_rows_go_through_the_head(small: Small, scored: list[int]) -> None:
     step = step_of(BATCHES["chunks and decodes"], scored)

@@ -26,35 +26,25 @@ static inline bool request_matrix_unit() {
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 }
 
-// The registers' shapes, as ldtilecfg takes them.
+// The registers' shapes, as ldtilecfg takes them: all of 16 lines. 0 to 3 are sums, 4 and 5 rows, 6 and 7 strips.
 struct alignas(64) Shapes {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
     uint16_t bytes[16] = {};
     uint8_t rows[16] = {};
 
-    // 0 to 3 are sums, 4 and 5 rows, 6 and 7 strips. `halves`: 5 and 7 are of 8 pairs.
-    explicit Shapes(bool halves) {
+    Shapes() {
         for (int i = 0; i < 8; i++) bytes[i] = REGISTER_LINE, rows[i] = REGISTER_ROWS;
-        if (halves) bytes[5] = REGISTER_LINE / 2, rows[7] = REGISTER_ROWS / 2;
     }
     void load() const { asm volatile("ldtilecfg %0" ::"m"(*this) : "memory"); }
 };
-static const Shapes WHOLE(false), HALVES(true);
+static const Shapes SHAPES;
 
 // While one of them lives its thread can use the registers.
 struct MatrixUnit {
-    MatrixUnit() { WHOLE.load(); }
+    MatrixUnit() { SHAPES.load(); }
     ~MatrixUnit() { asm volatile("tilerelease" ::: "memory"); }
     MatrixUnit(const MatrixUnit &) = delete;
     MatrixUnit &operator=(const MatrixUnit &) = delete;
-};
-
-// While one of them lives its thread's registers 5 and 7 are of 8 pairs.
-struct HalvedRegisters {
-    HalvedRegisters() { HALVES.load(); }
-    ~HalvedRegisters() { WHOLE.load(); }
-    HalvedRegisters(const HalvedRegisters &) = delete;
-    HalvedRegisters &operator=(const HalvedRegisters &) = delete;
 };
 
 // Not the compiler's intrinsics: those do not say that they read memory, and it moves stores behind them.
@@ -92,10 +82,6 @@ struct MatrixUnit {
     // Not trivial: a variable that nobody reads is one on purpose.
     MatrixUnit() {}
     ~MatrixUnit() {}
-};
-struct HalvedRegisters {
-    HalvedRegisters() {}
-    ~HalvedRegisters() {}
 };
 #endif
 }  // namespace step3

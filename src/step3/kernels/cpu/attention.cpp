@@ -1,6 +1,5 @@
-// Attention over packed pages: see attention.h.
+// The pages of keys and values, and what a batch's attention is cut into: see attention.h.
 #include "attention.h"
-#include "attention_product.h"
 #include <algorithm>
 #include <limits>
 
@@ -53,10 +52,12 @@ AttentionPlan::AttentionPlan(const step3_shape &shape, const step3_batch &batch)
                 tasks.push_back({first, 1, context - 1, part * SPLIT, std::min(context, (part + 1) * SPLIT), blocks,
                                  partials + part});
             partials += parts;
+            groups.push_back({first, 1});
         } else {
             for (int64_t begin = 0; begin < length; begin += tokens_at_once) {
                 const int64_t end = std::min(length, begin + tokens_at_once), seen = context - length + end;
                 tasks.push_back({first + begin, end - begin, context - length + begin, 0, seen, blocks, -1});
+                groups.resize((size_t)(first + end), {first + begin, end - begin});
             }
         }
         first += length;
@@ -73,156 +74,6 @@ void rotate(const float *x, const float *cos, const float *sin, int64_t head_dim
         float first = x[i], second = x[half + i];
         out[i] = first * cos[i] - second * sin[i];
         out[half + i] = second * cos[i] + first * sin[i];
-    }
-}
-
-namespace {
-
-// What a task keeps between its keys; all in its thread's own memory.
-struct Scratch {
-    uint32_t *query;     // tiles
-    uint32_t *weights;   // a tile of probabilities, [keys / 2][rows]
-    float *scores;       // [rows of a tile][KEYS_AT_ONCE]
-    float *most, *sum;   // [rows]
-    float *mixed;        // [rows][channels]
-    char *wide_keys, *wide_values;  // pages of fp8 as bf16
-    float *rotated;
-    Scratch(Buffer &own, int64_t rows, int64_t head_dim, int64_t channels, int64_t query_pairs) {
-        const int64_t wide = KEYS_AT_ONCE * head_dim * 2;
-        // A product gives the rows of a whole tile, be there fewer.
-        const int64_t mixed_rows = rows + TILE;
-        char *at = own.get<char>(rows * (query_pairs * 4 + 8) + mixed_rows * channels * 4 + TILE * KEYS_AT_ONCE * 6 +
-                                 2 * wide + head_dim * 4 + 1024);
-        auto take = [&at](int64_t bytes) {
-            char *taken = at;
-            at += (bytes + 63) / 64 * 64;
-            return taken;
-        };
-        query = (uint32_t *)take(rows * query_pairs * 4);
-        weights = (uint32_t *)take(TILE * KEYS_AT_ONCE * 2);
-        scores = (float *)take(TILE * KEYS_AT_ONCE * 4);
-        most = (float *)take(rows * 4);
-        sum = (float *)take(rows * 4);
-        mixed = (float *)take(mixed_rows * channels * 4);
-        wide_keys = take(wide);
-        wide_values = take(wide);
-        rotated = (float *)take(head_dim * 4);
-    }
-};
-
-// A row's scores to probabilities that are not divided yet, `keys` of them, of which the row sees the first `seen`, at
-// least one. Updates what was the most so far, and the sum; returns the factor for what was mixed before.
-float soften(const float *scores, int64_t seen, int64_t keys, float scale, float &most, float &sum, const Place &to) {
-    float now = scores[0];
-#pragma omp simd reduction(max : now)
-    for (int64_t i = 0; i < seen; i++) now = scores[i] > now ? scores[i] : now;
-    now = std::max(most, now * scale);
-    float added[PANEL] = {};
-    for (int64_t key = 0; key < keys; key += PANEL) {
-        alignas(64) float y[PANEL];
-        for (int i = 0; i < PANEL; i++) y[i] = fast_exp(scores[key + i] * scale - now);
-        for (int64_t i = std::max<int64_t>(0, seen - key); i < PANEL; i++) y[i] = 0.f;
-        for (int i = 0; i < PANEL; i++) added[i] += y[i];
-        pack_panel(y, key / 2, to);
-    }
-    const float factor = most == -std::numeric_limits<float>::infinity() ? 0.f : fast_exp(most - now);
-    most = now;
-    for (int width = PANEL / 2; width; width /= 2)
-        for (int i = 0; i < width; i++) added[i] += added[i + width];
-    sum = sum * factor + added[0];
-    return factor;
-}
-
-// Where the cache holds the page of a task's sequence.
-int64_t page_of(const AttentionTask &task, const KV &kv, int64_t page) {
-    return task.blocks[page / kv.pages_per_block] * kv.pages_per_block + page % kv.pages_per_block;
-}
-}  // namespace
-
-void attend(const AttentionInputs &inputs, const AttentionTask &task, Buffer &own, KeepMixed keep, void *context) {
-    const step3_shape &shape = inputs.shape;
-    const KV kv(shape);
-    const int64_t heads = shape.heads, dim = shape.head_dim, rows = task.tokens * heads, pairs = dim / 2;
-    const int64_t channels = (dim + PANEL - 1) / PANEL * PANEL, query_pairs = (pairs + RUN - 1) / RUN * RUN;
-    const Tiles tiles(rows);
-    Scratch scratch(own, rows, dim, channels, query_pairs);
-    const HalvedRegisters registers;
-    // The first keys are on their way while the queries are rotated.
-    for (int64_t page = 0; page < 2 && task.begin + page * PAGE < task.end; page++)
-        for (int64_t line = 0; line < kv.page_bytes; line += 64)
-            _mm_prefetch(inputs.keys + page_of(task, kv, task.begin / PAGE + page) * kv.page_bytes + line, _MM_HINT_T0);
-    for (int64_t row = 0; row < rows; row++) {
-        const int64_t token = task.first + row / heads;
-        const float *from = inputs.query + token * heads * dim + row % heads * dim;
-        if (inputs.rotates) {
-            rotate(from, inputs.batch.cos + token * dim / 2, inputs.batch.sin + token * dim / 2, dim, scratch.rotated);
-            from = scratch.rotated;
-        }
-        pack_floats(from, dim, 0, query_pairs, Place(scratch.query, tiles, row, query_pairs));
-        scratch.most[row] = -std::numeric_limits<float>::infinity();
-        scratch.sum[row] = 0.f;
-    }
-    for (int64_t begin = task.begin; begin < task.end; begin += KEYS_AT_ONCE) {
-        const int64_t end = std::min(task.end, begin + KEYS_AT_ONCE), pages = (end - begin + PAGE - 1) / PAGE;
-        const char *keys[KEYS_AT_ONCE / PAGE + 1], *values[KEYS_AT_ONCE / PAGE + 1];
-        for (int64_t page = 0; page < pages; page++) {
-            const int64_t at = page_of(task, kv, begin / PAGE + page);
-            keys[page] = inputs.keys + at * kv.page_bytes;
-            values[page] = inputs.values + at * kv.page_bytes;
-            if (kv.fp8) {
-                char *wide_key = scratch.wide_keys + page * PAGE * dim * 2;
-                char *wide_value = scratch.wide_values + page * PAGE * dim * 2;
-                expand_fp8(keys[page], wide_key, PAGE * dim / 64);
-                expand_fp8(values[page], wide_value, PAGE * dim / 64);
-                keys[page] = wide_key;
-                values[page] = wide_value;
-            }
-        }
-        // Pages go in pairs; the partner of a last one is itself, and its scores are dropped.
-        keys[pages] = keys[pages - 1];
-        values[pages] = values[pages - 1];
-        for (int64_t tile = 0; tile < tiles.count; tile++) {
-            const int count = tiles.size(tile);
-            const int64_t start = tiles.start(tile);
-            // Rows of earlier tokens may see none of these keys.
-            if (task.position + (start + count - 1) / heads < begin) continue;
-            for (int64_t page = 0; page < pages; page += 2) {
-                // The first tile fetches the keys that come next, the second the values; then all are there.
-                const char *const *ahead = tile ? values + page : keys + std::min(page + 2, pages - 1);
-                score(scratch.query + start * query_pairs, count, {keys[page], keys[page + 1]}, pairs, {ahead[0], ahead[1]},
-                      scratch.scores + page * PAGE, KEYS_AT_ONCE);
-            }
-            float factors[TILE];
-            for (int r = 0; r < count; r++) {
-                const int64_t row = start + r, limit = task.position + row / heads + 1;
-                const int64_t seen = std::max<int64_t>(0, std::min(end, limit) - begin);
-                const Place to(scratch.weights, r, count);
-                factors[r] = 1.f;
-                if (seen)
-                    factors[r] = soften(scratch.scores + r * KEYS_AT_ONCE, seen, pages * PAGE, shape.scale, scratch.most[row],
-                                        scratch.sum[row], to);
-                else
-                    pack_floats(nullptr, 0, 0, pages * PAGE / 2, to);
-            }
-            for (int64_t channel = 0; channel < dim; channel += PANEL) {
-                const int64_t strip = PAGE * STRIP * 2;
-                // With 16 channels left the second strip is the first again, and dropped.
-                mix(scratch.weights, count, values, pages, channel / STRIP * strip,
-                    channel + STRIP < dim ? strip : 0, factors, scratch.mixed + start * channels + channel, channels);
-            }
-        }
-    }
-    for (int64_t row = 0; row < rows; row++) {
-        float *mixed = scratch.mixed + row * channels;
-        if (task.partial < 0) {
-            const float share = 1.f / scratch.sum[row];
-            for (int64_t i = 0; i < dim; i++) mixed[i] *= share;
-            keep(context, task.first + row / heads, row % heads, mixed);
-        } else {
-            inputs.partials.most(task.partial)[row] = scratch.most[row];
-            inputs.partials.sum(task.partial)[row] = scratch.sum[row];
-            memcpy(inputs.partials.mixed(task.partial) + row * dim, mixed, (size_t)dim * 4);
-        }
     }
 }
 
@@ -261,7 +112,7 @@ extern "C" void step3_attend(Workspace *workspace, int64_t threads, const step3_
     const AttentionPlan plan(*shape, *batch);
     const int64_t heads = shape->heads, dim = shape->head_dim;
     float *partials = workspace->buffers[0].get<float>(plan.partials * heads * (dim + 2));
-    const AttentionInputs inputs{*shape, *batch, query, keys, values, {partials, heads, dim}, batch->cos != nullptr};
+    const AttentionInputs inputs{*shape, *batch, query, nullptr, keys, values, {partials, heads, dim}};
     struct Context {
         float *out;
         int64_t heads, dim;

@@ -41,6 +41,11 @@ struct AttentionPlan {
         int64_t token, partial, parts;
     };
     std::vector<Merge> merges;
+    // Of each token, that of its tasks: the first token and how many.
+    struct Group {
+        int64_t first, tokens;
+    };
+    std::vector<Group> groups;
     int64_t partials = 0;  // of all heads
     AttentionPlan(const step3_shape &shape, const step3_batch &batch);
 };
@@ -56,15 +61,27 @@ struct Partials {
 
 void rotate(const float *x, const float *cos, const float *sin, int64_t head_dim, float *out);
 
-// Computes a task; `query` [tokens, heads * head_dim] float is rotated here where cos is given. A whole
-// result goes to keep(token, head, mixed [head_dim]), a part to `partials`.
+// Pairs of a head of a packed query: whole runs.
+static inline int64_t query_pairs(int64_t head_dim) { return (head_dim / 2 + RUN - 1) / RUN * RUN; }
+
+// A token's head as attention reads it, rotated where there are angles. `room` takes a head; PAST_CACHES: see `pack_floats`.
+template <bool PAST_CACHES = false>
+static inline void pack_query(const step3_shape &shape, const step3_batch &batch, int64_t token, const float *head, float *room,
+                              const Place &to) {
+    const int64_t dim = shape.head_dim, angles = token * dim / 2;
+    if (batch.cos) rotate(head, batch.cos + angles, batch.sin + angles, dim, room);
+    pack_floats<PAST_CACHES>(batch.cos ? room : head, dim, 0, query_pairs(dim), to);
+}
+
+// Computes a task. Of the queries there are either floats [tokens, heads * head_dim], or `packed` ones, each task's rows as
+// tiles of their own. A whole result goes to keep(token, head, mixed [head_dim]), a part to `partials`.
 struct AttentionInputs {
     const step3_shape &shape;
     const step3_batch &batch;
     const float *query;
+    const uint32_t *packed;  // or null
     const char *keys, *values;
     Partials partials;
-    bool rotates;
 };
 typedef void (*KeepMixed)(void *context, int64_t token, int64_t head, const float *mixed);
 void attend(const AttentionInputs &inputs, const AttentionTask &task, Buffer &own, KeepMixed keep, void *context);

@@ -10,33 +10,16 @@ struct Two {
 };
 
 #if defined(__AMX_BF16__)
-// Registers 5 and 7 are of 8 pairs: half a run of channels, and the 16 tokens of a page of values.
-template <bool MANY, int ROWS, int STRIP_>
-static inline __attribute__((always_inline)) void multiply_two(const uint32_t *a, const char *first, const char *second) {
-    load_register<STRIP_>(first, 64);
-    load_register<ROWS>(a, REGISTER_LINE);
-    multiply_registers<0, ROWS, STRIP_>();
-    load_register<STRIP_>(second, 64);
-    multiply_registers<1, ROWS, STRIP_>();
-    if (!MANY) return;
-    load_register<ROWS>(a + REGISTER_ROWS * RUN, REGISTER_LINE);
-    multiply_registers<3, ROWS, STRIP_>();
-    load_register<STRIP_>(first, 64);
-    multiply_registers<2, ROWS, STRIP_>();
-}
+constexpr bool LAYS_VALUES = true;
 
 template <bool MANY>
-static void score_tile(const uint32_t *a, int rows, Two keys, int64_t pairs, Two ahead, float *out, int64_t out_step) {
+static void score_tile(const char *a, int rows, Two keys, int64_t pairs, Two ahead, float *out, int64_t out_step) {
     clear_sums<MANY>();
     Fetched first{ahead.first, 64}, second{ahead.second, 64};
-    for (int64_t pair = 0; pair < pairs; pair += RUN, a += rows * RUN) {
-        const int64_t at = pair * 64;
+    for (int64_t pair = 0; pair < pairs; pair += RUN, a += rows * REGISTER_LINE) {
         first.fetch();
         second.fetch();
-        if (pair + RUN <= pairs)
-            multiply_two<MANY, 4, 6>(a, keys.first + at, keys.second + at);
-        else
-            multiply_two<MANY, 5, 7>(a, keys.first + at, keys.second + at);
+        multiply_two<MANY, false>(a, keys.first + pair * 64, keys.second + pair * 64, 64);
     }
     store_sums<MANY>(out, out_step);
 }
@@ -44,33 +27,41 @@ static void score_tile(const uint32_t *a, int rows, Two keys, int64_t pairs, Two
 // Scores [rows][32] of two pages of keys; the pages `ahead` are fetched meanwhile.
 static void score(const uint32_t *a, int rows, Two keys, int64_t pairs, Two ahead, float *out, int64_t out_step) {
     auto *product = rows > REGISTER_ROWS ? score_tile<true> : score_tile<false>;
-    product(a, rows, keys, pairs, ahead, out, out_step);
+    product((const char *)a, rows, keys, pairs, ahead, out, out_step);
+}
+
+// Panels of values lie `LAID_PANEL` bytes apart.
+constexpr int64_t LAID_PANEL = KEYS_AT_ONCE / 2 * 128;
+
+// The values of some pages as panels: 8 pairs of tokens of a page would fill half a register.
+static void lay_values(const char *const *pages, int64_t count, int64_t dim, char *to) {
+    constexpr int64_t pairs = PAGE / 2;
+    for (int64_t strip = 0; strip < dim / STRIP; strip++) {
+        char *own = to + strip / 2 * LAID_PANEL + strip % 2 * 64;
+        for (int64_t page = 0; page < count; page++)
+            for (int64_t pair = 0; pair < pairs; pair++)
+                store_lanes(own + (page * pairs + pair) * 128, _mm512_loadu_si512(pages[page] + (strip * pairs + pair) * 64));
+        // The last run's rest meets zeros, which do not make a NaN go away.
+        for (int64_t pair = count * pairs; pair % RUN; pair++) store_lanes(own + pair * 128, _mm512_setzero_si512());
+    }
 }
 
 template <bool MANY>
-static void mix_tile(const uint32_t *a, int rows, const char *const *pages, int64_t count, int64_t offset,
-                     int64_t second, float *out, int64_t out_step) {
+static void mix_tile(const char *a, int rows, const char *panel, int64_t pairs, float *out, int64_t out_step) {
     load_sums<MANY>(out, out_step);
-    for (int64_t page = 0; page < count; page++) {
-        const char *at = pages[page] + offset;
-        multiply_two<MANY, 5, 7>(a + page / 2 * rows * RUN + page % 2 * (PAGE / 2), at, at + second);
-    }
+    for (int64_t pair = 0; pair < pairs; pair += RUN, a += rows * REGISTER_LINE) multiply_step<MANY, false>(a, panel + pair * 128);
     store_sums<MANY>(out, out_step);
 }
 
-// out [rows][head_dim] at 32 channels = out * scales[row] + probabilities times the values of some pages.
-static void mix(const uint32_t *a, int rows, const char *const *pages, int64_t count, int64_t offset, int64_t second,
-                const float *scales, float *out, int64_t out_step) {
-    for (int r = 0; r < rows; r++)
-        for (int s = 0; s < PANEL; s += STRIP) {
-            // A first scale of zero must clear what was there, be it NaN.
-            float *to = out + r * out_step + s;
-            store(to, scales[r] == 0.f ? zero() : multiply_add(load(to), splat(scales[r]), zero()));
-        }
+// out [rows][32] += probabilities times the values of `count` pages, at the channels from this one on.
+static void mix(const uint32_t *a, int rows, const char *const *, int64_t count, const char *laid, int64_t channel, int64_t, float *out,
+                int64_t out_step) {
     auto *product = rows > REGISTER_ROWS ? mix_tile<true> : mix_tile<false>;
-    product(a, rows, pages, count, offset, second, out, out_step);
+    product((const char *)a, rows, laid + channel / PANEL * LAID_PANEL, count * PAGE / 2, out, out_step);
 }
 #else
+constexpr bool LAYS_VALUES = false;
+
 // Scores [rows][32] of two pages of keys; the pages `ahead` are fetched meanwhile.
 template <int R>
 static void score_panel(const uint32_t *a, int64_t row_step, Two keys, int64_t pairs, Two ahead, float *out,
@@ -83,18 +74,15 @@ static void score_panel(const uint32_t *a, int64_t row_step, Two keys, int64_t p
         for (int v = 0; v < VECTORS; v++) store(out + r * out_step + v * LANES, sums[r][v]);
 }
 
-// out [rows][head_dim] at 32 channels = out * scales[row] + probabilities times the values of some pages.
+// Values are mixed as they lie in their pages.
+static void lay_values(const char *const *, int64_t, int64_t, char *) {}
+
 template <int R>
 static void mix_panel(const uint32_t *a, int64_t row_step, const char *const *pages, int64_t count, int64_t offset,
-                      int64_t second, const float *scales, float *out, int64_t out_step) {
+                      int64_t second, float *out, int64_t out_step) {
     Floats sums[R][VECTORS];
-    for (int r = 0; r < R; r++) {
-        // A first scale of zero must clear what was there, be it NaN.
-        for (int v = 0; v < VECTORS; v++) {
-            Floats before = load(out + r * out_step + v * LANES);
-            sums[r][v] = scales[r] == 0.f ? zero() : multiply_add(before, splat(scales[r]), zero());
-        }
-    }
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < VECTORS; v++) sums[r][v] = load(out + r * out_step + v * LANES);
     for (int64_t page = 0; page < count; page++) {
         const char *at = pages[page] + offset, *ahead = pages[page + 1 < count ? page + 1 : page] + offset;
         accumulate<R, _MM_HINT_T0>(sums, Bf16(), a, row_step, at, at + second, 64, PAGE / 2, ahead, second, 64);
@@ -110,10 +98,14 @@ static void score(const uint32_t *a, int rows, Two keys, int64_t pairs, Two ahea
     });
 }
 
-static void mix(const uint32_t *a, int rows, const char *const *pages, int64_t count, int64_t offset, int64_t second,
-                const float *scales, float *out, int64_t out_step) {
+// out [rows][32] += probabilities times the values of `count` pages, at the channels from this one on.
+static void mix(const uint32_t *a, int rows, const char *const *pages, int64_t count, const char *, int64_t channel, int64_t dim, float *out,
+                int64_t out_step) {
+    constexpr int64_t strip = PAGE * STRIP * 2;
+    // With 16 channels left the second strip is the first again, and dropped.
+    const int64_t second = channel + STRIP < dim ? strip : 0;
     each_group<ROWS>(rows, [&](auto group, int64_t done) {
-        mix_panel<group()>(a + done, rows, pages, count, offset, second, scales + done, out + done * out_step, out_step);
+        mix_panel<group()>(a + done, rows, pages, count, channel / STRIP * strip, second, out + done * out_step, out_step);
     });
 }
 #endif

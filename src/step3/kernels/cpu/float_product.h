@@ -14,14 +14,6 @@ struct FloatFactors {
     int64_t columns;
 };
 
-static inline float sum_of(Floats x) {
-    float lanes[LANES];
-    store(lanes, x);
-    for (int width = LANES / 2; width; width /= 2)
-        for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
-    return lanes[0];
-}
-
 // The last columns, fewer than a vector has lanes, and zeros.
 static inline Floats load_rest(const float *from, int64_t count) {
     float lanes[LANES] = {};

@@ -2,6 +2,7 @@
 // norm, router. Each phase's result lies in the form in which the next one reads it.
 #include "layer.h"
 #include <algorithm>
+#include <numeric>
 #include "float_product.h"
 
 namespace step3 {
@@ -10,13 +11,16 @@ namespace {
 // Fewer tokens are not worth reading the projections for.
 constexpr int64_t MIN_PREPARED_ROWS = 128;
 
+// Columns of as few heads as fill whole panels.
+int64_t columns_of_heads(const step3_shape &shape) { return std::lcm(shape.head_dim, (int64_t)PANEL); }
+
 // Bytes of a row in `prepare`.
-int64_t bytes_of_prepared(const step3_attention &weights) {
-    return 4 * (weights.qkv.rows + weights.qkv.pairs + weights.wq.pairs);
+int64_t bytes_of_prepared(const step3_shape &shape, const step3_attention &weights) {
+    return 4 * (weights.qkv.rows + weights.qkv.pairs + weights.wq.pairs + columns_of_heads(shape));
 }
 
-int64_t parts_to_prepare(const step3_attention &weights, const Tiles &tiles, int64_t threads) {
-    const int64_t rows = JOB_BYTES / bytes_of_prepared(weights);
+int64_t parts_to_prepare(const step3_shape &shape, const step3_attention &weights, const Tiles &tiles, int64_t threads) {
+    const int64_t rows = JOB_BYTES / bytes_of_prepared(shape, weights);
     if (rows == 0) return 0;
     const int64_t parts = ((tiles.rows + rows - 1) / rows + threads - 1) / threads * threads;
     return tiles.rows / parts < MIN_PREPARED_ROWS ? 0 : parts;
@@ -28,6 +32,7 @@ struct Layer {
     const step3_batch &batch;
     const LayerCall &call;
     const LayerMemory &memory;
+    const std::vector<AttentionPlan::Group> &groups;
     const Tiles tiles;
 
     // hidden += answer; norm(hidden) for q, k and v
@@ -53,31 +58,49 @@ struct Layer {
     }
 
     // All that precedes attention, of the tokens first..last, by one thread: what lies between stays in its caches.
-    template <class Keep>
-    void prepare(int64_t first, int64_t last, Worker &worker, Keep keep_query) const {
+    void prepare(int64_t first, int64_t last, Worker &worker) const {
         const step3_matrix &qkv = weights.qkv, &wq = weights.wq;
-        const int64_t rows = last - first;
+        const int64_t rows = last - first, width = columns_of_heads(shape);
         const Tiles tiles(rows);
         // Tiles first: their rows are whole lines.
-        uint32_t *normed = worker.rows().get<uint32_t>(rows * bytes_of_prepared(weights) / 4), *inter = normed + rows * qkv.pairs;
-        float *projected = (float *)(inter + rows * wq.pairs);
-        auto product = [&](const step3_matrix &m, uint32_t *a, auto keep) {
-            if (is_narrow(m, rows))
-                for (int64_t tile = 0; tile < tiles.count; tile++)
-                    narrow_tile(a + tiles.start(tile) * m.pairs, tiles.size(tile), m.pairs, worker.own());
-            multiply(Factor(m, rows), a, tiles, 0, tiles.count, 0, m.num_panels, worker.own(), keep);
+        uint32_t *normed = worker.rows().get<uint32_t>(rows * bytes_of_prepared(shape, weights) / 4), *inter = normed + rows * qkv.pairs;
+        float *projected = (float *)(inter + rows * wq.pairs), *some_heads = projected + rows * qkv.rows;
+        auto narrow = [&](const step3_matrix &m, uint32_t *a) {
+            for (int64_t tile = 0; is_narrow(m, rows) && tile < tiles.count; tile++)
+                narrow_tile(a + tiles.start(tile) * m.pairs, tiles.size(tile), m.pairs, worker.own());
+        };
+        // Columns from `begin` on, [rows][width].
+        auto product = [&](const step3_matrix &m, const uint32_t *a, int64_t begin, int64_t width, float *out) {
+            const int64_t panel = begin / PANEL, last = std::min(m.num_panels, (begin + width + PANEL - 1) / PANEL);
+            auto keep = [&](const TileSums &sums, int r) {
+                const int64_t column = sums.panel * PANEL - begin;
+                keep_columns(out + (sums.row + r) * width + column, sums.of(r), columns_left(width, column), false);
+            };
+            const Factor factor(m, rows);
+            multiply(factor, a, tiles, 0, tiles.count, panel, last, worker.own(), keep, factor.upcoming(last, std::min(m.num_panels, last + last - panel)));
         };
         for (int64_t t = 0; t < rows; t++) begin(first + t, Place(normed, tiles, t, qkv.pairs), worker.own());
-        product(qkv, normed, [&](const TileSums &sums, int r) {
-            const int64_t column = sums.panel * PANEL;
-            keep_columns(projected + (sums.row + r) * qkv.rows + column, sums.of(r), columns_left(qkv.rows, column), false);
-        });
+        narrow(qkv, normed);
+        product(qkv, normed, 0, qkv.rows, projected);
         for (int64_t t = 0; t < rows; t++)
             split(first + t, projected + t * qkv.rows, Place(inter, tiles, t, wq.pairs), worker.own());
-        product(wq, inter, [&](TileSums sums, int r) {
-            sums.row += first;
-            keep_query(sums, r);
-        });
+        narrow(wq, inter);
+        for (int64_t column = 0; column < shape.heads * shape.head_dim; column += width) {
+            product(wq, inter, column, width, some_heads);
+            for (int64_t t = 0; t < rows; t++) pack_heads(first + t, column / shape.head_dim, some_heads + t * width, worker.own());
+        }
+    }
+
+    // A token's queries of the heads from this one on, as many as a product gives.
+    void pack_heads(int64_t token, int64_t head, const float *queries, Buffer &own) const {
+        const auto &group = groups[(size_t)token];
+        const int64_t dim = shape.head_dim, pairs = query_pairs(dim), last = std::min(shape.heads, head + columns_of_heads(shape) / dim);
+        const Tiles tiles(group.tokens * shape.heads);
+        float *room = own.get<float>(dim);
+        for (uint32_t *packed = memory.packed_query + group.first * shape.heads * pairs; head < last; head++, queries += dim) {
+            const Place to(packed, tiles, (token - group.first) * shape.heads + head, pairs);
+            pack_query<true>(shape, batch, token, queries, room, to);
+        }
     }
 
     // hidden += attention; out = norm(hidden), in bf16 for the FFN
@@ -126,14 +149,14 @@ struct Layer {
 
 LayerMemory::LayerMemory(Workspace &workspace, int64_t threads, const step3_shape &shape, const step3_attention &weights, int64_t tokens,
                          const AttentionPlan &plan)
-    : parts(parts_to_prepare(weights, Tiles(tokens), threads)), are_few(tokens < 4 * threads) {
+    : parts(parts_to_prepare(shape, weights, Tiles(tokens), threads)), are_few(tokens < 4 * threads) {
     auto &buffers = workspace.buffers;
     const int64_t shared = parts ? 0 : tokens, heads = shape.heads, dim = shape.head_dim;
-    normed = buffers[0].get<uint32_t>(shared * weights.qkv.pairs);
+    normed = packed_query = buffers[0].get<uint32_t>(parts ? tokens * heads * query_pairs(dim) : tokens * weights.qkv.pairs);
     inter = buffers[1].get<uint32_t>(shared * weights.wq.pairs);
     mixed = buffers[2].get<uint32_t>(tokens * weights.o_proj.pairs);
     qkv = buffers[3].get<float>(shared * weights.qkv.rows);
-    query = attended = buffers[4].get<float>(tokens * std::max(heads * dim, shape.hidden));
+    query = attended = buffers[4].get<float>(std::max(shared * heads * dim, tokens * shape.hidden));
     partials = buffers[5].get<float>(plan.partials * heads * (dim + 2));
     logits = are_few ? buffers[6].get<float>(tokens * (shape.hidden + shape.experts)) : nullptr;
 }
@@ -142,14 +165,17 @@ void attend_layer(Worker &worker, const step3_shape &shape, const step3_batch &b
                   const LayerCall &call, const LayerMemory &memory) {
     const step3_attention &weights = call.weights;
     const int64_t tokens = batch.tokens, size = shape.hidden, heads = shape.heads, dim = shape.head_dim;
-    const Layer layer{shape, weights, batch, call, memory, Tiles(tokens)};
-    const AttentionInputs inputs{shape, batch, memory.query, call.keys, call.values, {memory.partials, heads, dim}, true};
+    const Layer layer{shape, weights, batch, call, memory, plan.groups, Tiles(tokens)};
+    const AttentionInputs inputs{shape, batch, memory.query, memory.parts ? memory.packed_query : nullptr, call.keys, call.values, {memory.partials, heads, dim}};
     KeepMixed keep = [](void *given, int64_t token, int64_t head, const float *mixed) {
         const auto &own = *(const Layer *)given;
         const int64_t pairs = own.weights.o_proj.pairs, width = own.shape.head_dim / 2;
         // o_proj's padding lies behind the last head.
         const int64_t until = head + 1 == own.shape.heads ? pairs : (head + 1) * width;
-        pack_floats(mixed, own.shape.head_dim, head * width, until, Place(own.memory.mixed, own.tiles, token, pairs));
+        const Place to(own.memory.mixed, own.tiles, token, pairs);
+        const bool is_large = own.batch.tokens * pairs * 4 > BEYOND_CACHES;
+        is_large ? pack_floats<true>(mixed, own.shape.head_dim, head * width, until, to)
+                 : pack_floats(mixed, own.shape.head_dim, head * width, until, to);
     };
     // A panel's results to a float matrix.
     auto copy_to = [tokens](float *out, int64_t columns) {
@@ -159,11 +185,10 @@ void attend_layer(Worker &worker, const step3_shape &shape, const step3_batch &b
             keep_columns(out + (sums.row + r) * columns + column, sums.of(r), columns_left(columns, column), is_large);
         };
     };
-    const auto keep_query = copy_to(memory.query, heads * dim);
     if (memory.parts) {
         worker.each(memory.parts, [&](int64_t part) {
             const int64_t first = layer.tiles.count * part / memory.parts, last = layer.tiles.count * (part + 1) / memory.parts;
-            layer.prepare(layer.tiles.start(first), layer.tiles.start(last), worker, keep_query);
+            layer.prepare(layer.tiles.start(first), layer.tiles.start(last), worker);
         });
     } else {
         expect(worker, weights.qkv);
@@ -175,7 +200,7 @@ void attend_layer(Worker &worker, const step3_shape &shape, const step3_batch &b
         each_row(worker, layer.tiles, [&](int64_t token) {
             layer.split(token, memory.qkv + token * weights.qkv.rows, Place(memory.inter, layer.tiles, token, weights.wq.pairs), worker.own());
         });
-        multiply_all(worker, weights.wq, memory.inter, tokens, keep_query);
+        multiply_all(worker, weights.wq, memory.inter, tokens, copy_to(memory.query, heads * dim));
     }
     expect(worker, weights.o_proj);
     worker.each((int64_t)plan.tasks.size(), [&](int64_t i) {

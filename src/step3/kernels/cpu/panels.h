@@ -14,6 +14,7 @@ namespace step3 {
 
 constexpr int PANEL = 32;
 constexpr int STRIP = 16;
+constexpr int VECTORS = PANEL / LANES;  // of a row of a panel's results
 constexpr int64_t BLOCK_PAIRS = 64;  // pairs that share a scale
 
 // 16 rows of a source; what is beyond its end counts as zeros.

@@ -20,7 +20,18 @@ static inline void round_to_bf16(const float *x, int64_t size, uint16_t *out) {
     for (; i < size; i++) out[i] = (uint16_t)bf16_bits(x[i]);
 }
 
-// Floats into a row's pairs begin..end, behind them zeros.
+// A whole run of pairs, a line of the cache.
+template <bool PAST_CACHES>
+static inline void put_run(char *to, const void *from) {
+    for (size_t at = 0; at < RUN * 4; at += sizeof(Lanes)) {
+        Lanes part;
+        memcpy(&part, (const char *)from + at, sizeof part);
+        put<PAST_CACHES>(to + at, part);
+    }
+}
+
+// Floats into a row's pairs begin..end, behind them zeros. PAST_CACHES: whole runs are not read soon.
+template <bool PAST_CACHES = false>
 static inline void pack_floats(const float *x, int64_t size, int64_t begin, int64_t end, const Place &to) {
     constexpr int64_t AT_ONCE = 128, FETCHED = 64;  // values; pairs ahead, whose lines are far from each other
     alignas(64) uint16_t rounded[AT_ONCE];
@@ -43,7 +54,7 @@ static inline void pack_floats(const float *x, int64_t size, int64_t begin, int6
             while (pair < until) {
                 const int64_t run = std::min(until - pair, RUN - pair % RUN);
                 if (run == RUN)
-                    memcpy(to.pair(pair), from, RUN * 4);
+                    put_run<PAST_CACHES>((char *)to.pair(pair), from);
                 else
                     memcpy(to.pair(pair), from, (size_t)run * 4);
                 from += 2 * run;
@@ -54,9 +65,11 @@ static inline void pack_floats(const float *x, int64_t size, int64_t begin, int6
 }
 
 // 32 floats into a row's pairs from `pair` on, which begins a run.
-static inline void pack_panel(const float *x, int64_t pair, const Place &to) {
+static inline void pack_panel(const Floats (&x)[VECTORS], int64_t pair, const Place &to) {
+    alignas(64) float numbers[PANEL];
     alignas(64) uint16_t rounded[PANEL];
-    round_to_bf16(x, PANEL, rounded);
+    for (int v = 0; v < VECTORS; v++) store(numbers + v * LANES, x[v]);
+    round_to_bf16(numbers, PANEL, rounded);
     for (int i = 0; i < PANEL / 2; i += RUN) memcpy(to.pair(pair + i), rounded + 2 * i, RUN * 4);
 }
 

@@ -6,7 +6,6 @@
 
 namespace step3 {
 
-constexpr int VECTORS = PANEL / LANES;  // of a panel
 constexpr int ROWS_IN_PLACE = ROWS;     // most rows that are multiplied with weights as they are stored
 
 struct Bf16 {

@@ -64,6 +64,16 @@ static inline Floats load(const float *p) { return _mm512_loadu_ps(p); }
 static inline void store(float *p, Floats x) { _mm512_storeu_ps(p, x); }
 static inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 static inline Floats either(Floats a, Floats b) { return _mm512_or_ps(a, b); }
+// b where one of them is NaN.
+static inline Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+// The first `count` lanes, and behind them `rest`.
+static inline Floats first_lanes(Floats x, int64_t count, Floats rest) {
+    return _mm512_mask_blend_ps((__mmask16)(count < 0 ? 0 : count < LANES ? (1 << count) - 1 : 0xffff), rest, x);
+}
+// x * 2^n, n being what the lowest bits of `whole` say.
+static inline Floats times_power(Floats x, Floats whole) {
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), _mm512_slli_epi32(_mm512_castps_si512(whole), 23)));
+}
 static inline Pairs load_pairs(const void *p) { return _mm512_loadu_si512(p); }
 static inline Operand splat_pair(const uint32_t *p) { return operand(_mm512_set1_epi32((int)*p)); }
 #else
@@ -73,9 +83,33 @@ static inline Floats load(const float *p) { return _mm256_loadu_ps(p); }
 static inline void store(float *p, Floats x) { _mm256_storeu_ps(p, x); }
 static inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 static inline Floats either(Floats a, Floats b) { return _mm256_or_ps(a, b); }
+static inline Floats larger(Floats a, Floats b) { return _mm256_max_ps(a, b); }
+static inline Floats first_lanes(Floats x, int64_t count, Floats rest) {
+    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), first = _mm256_set1_epi32((int)(count < LANES ? count : LANES));
+    return _mm256_blendv_ps(rest, x, _mm256_castsi256_ps(_mm256_cmpgt_epi32(first, lanes)));
+}
+static inline Floats times_power(Floats x, Floats whole) {
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(_mm256_castps_si256(whole), 23)));
+}
 static inline Pairs load_pairs(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
 static inline Operand splat_pair(const uint32_t *p) { return operand(_mm256_set1_epi32((int)*p)); }
 #endif
+
+static inline float largest_of(Floats x) {
+    float lanes[LANES];
+    store(lanes, x);
+    for (int width = LANES / 2; width; width /= 2)
+        for (int i = 0; i < width; i++) lanes[i] = lanes[i + width] > lanes[i] ? lanes[i + width] : lanes[i];
+    return lanes[0];
+}
+// The lanes' sum, halves first.
+static inline float sum_of(Floats x) {
+    float lanes[LANES];
+    store(lanes, x);
+    for (int width = LANES / 2; width; width /= 2)
+        for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
+    return lanes[0];
+}
 
 // Rows into columns: words of 32 bits of 16 rows. at[w] holds word w of all rows, in one or two parts.
 #if defined(__AVX512BW__)

@@ -3,7 +3,8 @@
 // It is the product of factor.h twice: the keys of a head are panels of weights, queries are the rows; the values,
 // pair after pair of rows, are panels too, and the probabilities their rows. A tile's scores with all keys stay
 // in the second-level cache.
-#include "rows.h"
+#include <cmath>
+#include "softmax.h"
 
 using namespace step3;
 
@@ -62,29 +63,6 @@ void pack_values(const Heads &heads, int64_t picture, int64_t head, char *to) {
         }
 }
 
-// A row's scores, [panels][step floats] apart, to probabilities that are not divided yet; returns their sum.
-float soften(const Heads &heads, const float *scores, int64_t step, const Place &to) {
-    const float scale = 1.f / std::sqrt((float)heads.size);
-    float most = -INFINITY, total = 0;
-    for (int64_t panel = 0; panel < heads.length_panels(); panel++) {
-        const int left = columns_left(heads.length, panel * PANEL);
-#pragma omp simd reduction(max : most)
-        for (int i = 0; i < left; i++) most = scores[panel * step + i] > most ? scores[panel * step + i] : most;
-    }
-    for (int64_t panel = 0; panel < heads.length_panels(); panel++) {
-        const int left = columns_left(heads.length, panel * PANEL);
-        alignas(64) float y[PANEL];
-        for (int i = 0; i < PANEL; i++) y[i] = fast_exp((scores[panel * step + i] - most) * scale);
-        for (int i = left; i < PANEL; i++) y[i] = 0;
-        float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int i = 0; i < PANEL; i++) sum += y[i];
-        total += sum;
-        pack_panel(y, panel * (PANEL / 2), to);
-    }
-    return total;
-}
-
 // Rows first..first + count of a head.
 void attend_tile(const Heads &heads, const char *keys, int64_t picture, int64_t head, int64_t first, int count,
                  Buffer &own, uint16_t *out) {
@@ -101,7 +79,11 @@ void attend_tile(const Heads &heads, const char *keys, int64_t picture, int64_t 
     for (int64_t panel = 0; panel < heads.length_panels(); panel++)
         multiply_by(query, keys + panel * heads.size_pairs() * 128, heads.size_pairs(), scores + panel * step);
     float inverse[TILE];
-    for (int r = 0; r < count; r++) inverse[r] = 1.f / soften(heads, scores + r * PANEL, step, Place(tile, r, count));
+    const float scale = 1.f / std::sqrt((float)heads.size);
+    for (int r = 0; r < count; r++) {
+        const Scores row{scores + r * PANEL, step, heads.length_panels() * PANEL};
+        inverse[r] = 1.f / soften(row, heads.length, scale, largest(row, heads.length) * scale, Place(tile, r, count)).sum;
+    }
     alignas(64) float mixed[TILE * PANEL];
     for (int64_t panel = 0; panel < heads.size_panels(); panel++) {
         multiply_by(tile, keys + heads.key_bytes() + panel * heads.length_pairs() * 128, heads.length_pairs(), mixed);
