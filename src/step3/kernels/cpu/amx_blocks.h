@@ -13,6 +13,8 @@ namespace step3 {
 // fewer, as the panel itself passes too.
 template <class Kind>
 constexpr int64_t PAIRS_AT_ONCE = (std::is_same_v<Kind, Bf16> ? 4 : 2) * BLOCK_PAIRS;
+// So few tiles wait for memory: a panel passes them whole, so that their sums stay in the registers.
+constexpr int64_t FEW_TILES = 4;
 constexpr int64_t SLICED_PANELS = 8;  // that a slice of long rows passes
 constexpr int64_t FETCHED_BEYOND = 384 << 10;  // bytes of what a thread reads next, in the second-level cache
 
@@ -71,6 +73,7 @@ class BlockProduct {
                  int64_t end, Buffer &scratch, Keep keep, Range upcoming)
         : m_(m), a_(a), tiles_(tiles), first_(first), last_(last), begin_(begin), end_(end), finished_(keep, tiles),
           slice_(slice_of(m.pairs, m.stored)), panels_at_once_(slice_ < m.pairs ? SLICED_PANELS : 1),
+          at_once_(std::is_same_v<Kind, Bf16> && count() <= FEW_TILES ? slice_ : AT_ONCE),
           beyond_{upcoming.at, std::min(upcoming.bytes, FETCHED_BEYOND)} {
         const int64_t sums_bytes = rooms() * sums_of_panel() * 4, block_bytes = AT_ONCE * 128;
         char *own = scratch.get<char>(sums_bytes + block_bytes + m.room());
@@ -96,7 +99,7 @@ class BlockProduct {
     const Tiles &tiles_;
     const int64_t first_, last_, begin_, end_;
     Finished<Keep> finished_;
-    const int64_t slice_, panels_at_once_;
+    const int64_t slice_, panels_at_once_, at_once_;
     const Range beyond_;
     float *sums_;
     char *block_, *room_;
@@ -126,8 +129,8 @@ class BlockProduct {
     void multiply_slice(const Slice &slice, int64_t panel) {
         const Weights weights = m_.open(panel, panel == begin_, room_);
         float *sums = sums_ + (panel - begin_) % rooms() * sums_of_panel();
-        for (int64_t pair = slice.from; pair < slice.end; pair += AT_ONCE) {
-            const int64_t pairs = std::min(AT_ONCE, slice.end - pair);
+        for (int64_t pair = slice.from; pair < slice.end; pair += at_once_) {
+            const int64_t pairs = std::min(at_once_, slice.end - pair);
             multiply_columns(weights, slice, pair, pairs, next(weights, slice, panel, pair, pairs), sums);
         }
         if (slice.end < m_.pairs) return;
@@ -159,7 +162,7 @@ class BlockProduct {
             expand_fp8(columns.laid, block_, pairs);
         if (m_.scales) columns.laid = block_;
         // Meanwhile comes the next block, and some of what this thread reads behind the last.
-        const int64_t blocks = (end_ - begin_) * ((m_.pairs + AT_ONCE - 1) / AT_ONCE);
+        const int64_t blocks = (end_ - begin_) * ((m_.pairs + at_once_ - 1) / at_once_);
         // And what the panel before has given is kept.
         finished_.pace(tiles_.start(last_) - tiles_.start(first_), count() * (slice.end - slice.from) / STEP);
         const Range upcoming{next, next ? pairs * m_.pair_bytes() : 0};

@@ -1,4 +1,5 @@
 // A task of attention: the rows of a few tokens' heads over their keys, of which some pages at a time are in the caches.
+#include <type_traits>
 #include "attention_product.h"
 #include "softmax.h"
 
@@ -16,7 +17,7 @@ class Attending {
         : inputs_(inputs), task_(task), kv_(inputs.shape), heads_(inputs.shape.heads), dim_(inputs.shape.head_dim),
           rows_(task.tokens * heads_), channels_((dim_ + PANEL - 1) / PANEL * PANEL), pairs_(query_pairs(dim_)),
           copies_keys_(kv_.fp8 || pairs_ > dim_ / 2), tiles_(rows_) {
-        take_room(own);
+        divide(own.get<char>(divide(nullptr)));
     }
 
     void run(KeepMixed keep, void *context) {
@@ -58,20 +59,25 @@ class Attending {
     char *copies_, *wide_;   // pages of keys, of values, as bf16
     float *rotated_;         // a head
 
-    void take_room(Buffer &own) {
-        // A product gives the rows of a whole tile, be there fewer.
-        const int64_t sizes[] = {inputs_.packed ? 0 : rows_ * pairs_ * 4, TILE * KEYS_AT_ONCE * 2, TILE * KEYS_AT_ONCE * 4, rows_ * 4, rows_ * 4,
-                                 (rows_ + TILE) * channels_ * 4, LAYS_VALUES ? KEYS_AT_ONCE * channels_ * 2 : 0,
-                                 copies_keys_ ? KEYS_AT_ONCE * pairs_ * 4 : 0, kv_.fp8 ? KEYS_AT_ONCE * dim_ * 2 : 0, dim_ * 4};
-        int64_t all = 0;
-        for (const int64_t size : sizes) all += (size + 63) / 64 * 64;
-        char *at = own.get<char>(all);
-        const int64_t *size = sizes;
-        auto take = [&](auto *&what) {
-            what = (std::remove_reference_t<decltype(what)>)(void *)at;
-            at += (*size++ + 63) / 64 * 64;
+    // Divides a room from `base` on, if there is one; returns its size.
+    int64_t divide(char *base) {
+        int64_t size = 0;
+        auto take = [&](auto *&part, int64_t bytes) {
+            part = (std::remove_reference_t<decltype(part)>)(void *)(base ? base + size : nullptr);
+            size += (bytes + 63) / 64 * 64;
         };
-        take(own_query_), take(weights_), take(scores_), take(most_), take(sum_), take(mixed_), take(laid_), take(copies_), take(wide_), take(rotated_);
+        take(own_query_, inputs_.packed ? 0 : rows_ * pairs_ * 4);
+        take(weights_, TILE * KEYS_AT_ONCE * 2);
+        take(scores_, TILE * KEYS_AT_ONCE * 4);
+        take(most_, rows_ * 4);
+        take(sum_, rows_ * 4);
+        // A product gives the rows of a whole tile, be there fewer.
+        take(mixed_, (rows_ + TILE) * channels_ * 4);
+        take(laid_, LAYS_VALUES ? KEYS_AT_ONCE * channels_ * 2 : 0);
+        take(copies_, copies_keys_ ? KEYS_AT_ONCE * pairs_ * 4 : 0);
+        take(wide_, kv_.fp8 ? KEYS_AT_ONCE * dim_ * 2 : 0);
+        take(rotated_, dim_ * 4);
+        return size;
     }
 
     // Where the cache holds a page of the sequence.
