@@ -41,8 +41,7 @@ static void multiply_float_block(const FloatFactors &o, float *out, int64_t out_
     int64_t column = 0;
     for (; column + LANES <= o.columns; column += LANES) add([&](const float *from) { return load(from + column); });
     if (column < o.columns) add([&](const float *from) { return load_rest(from + column, o.columns - column); });
-    for (int r = 0; r < R; r++)
-        for (int w = 0; w < W; w++) out[r * out_step + w] = sum_of(sums[r][w]);
+    store_sums_of(sums, out, out_step);
 }
 
 template <int R>

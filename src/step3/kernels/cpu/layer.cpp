@@ -125,10 +125,8 @@ struct Layer {
         const int64_t experts = shape.experts;
         const float most = *std::max_element(logits, logits + experts);
         float total = 0, kept = 0;
-        for (int64_t e = 0; e < experts; e++) {
-            logits[e] = std::exp(logits[e] - most);
-            total += logits[e];
-        }
+        for (int64_t e = 0; e < experts; e++) logits[e] = fast_exp(logits[e] - most);
+        for (int64_t e = 0; e < experts; e++) total += logits[e];
         int64_t *own_ids = call.ids + token * shape.top_k;
         float *own = call.chosen + token * shape.top_k;
         for (int64_t k = 0; k < shape.top_k; k++) {

@@ -111,6 +111,33 @@ static inline float sum_of(Floats x) {
     return lanes[0];
 }
 
+#if defined(__AVX512BW__)
+// The sums of four vectors of four rows, the same as `sum_of` gives, to out[row * step + vector].
+static inline void store_sums_of(const Floats (&x)[4][4], float *out, int64_t step) {
+    // Pairs of vectors become one of both halves' sums, and so on; lane n of the last one holds those of row n.
+    Floats quarters[4], halves[2];
+    for (int v = 0; v < 4; v++) {
+        const Floats a = _mm512_shuffle_f32x4(x[0][v], x[1][v], 0x44) + _mm512_shuffle_f32x4(x[0][v], x[1][v], 0xee);
+        const Floats b = _mm512_shuffle_f32x4(x[2][v], x[3][v], 0x44) + _mm512_shuffle_f32x4(x[2][v], x[3][v], 0xee);
+        quarters[v] = _mm512_shuffle_f32x4(a, b, 0x88) + _mm512_shuffle_f32x4(a, b, 0xdd);
+    }
+    for (int v = 0; v < 2; v++)
+        halves[v] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(quarters[2 * v]), _mm512_castps_pd(quarters[2 * v + 1]))) +
+                    _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(quarters[2 * v]), _mm512_castps_pd(quarters[2 * v + 1])));
+    const Floats sums = _mm512_shuffle_ps(halves[0], halves[1], 0x88) + _mm512_shuffle_ps(halves[0], halves[1], 0xdd);
+    _mm_storeu_ps(out, _mm512_extractf32x4_ps(sums, 0));
+    _mm_storeu_ps(out + step, _mm512_extractf32x4_ps(sums, 1));
+    _mm_storeu_ps(out + 2 * step, _mm512_extractf32x4_ps(sums, 2));
+    _mm_storeu_ps(out + 3 * step, _mm512_extractf32x4_ps(sums, 3));
+}
+#endif
+// The same of any number of them.
+template <int R, int W>
+static inline void store_sums_of(const Floats (&x)[R][W], float *out, int64_t step) {
+    for (int r = 0; r < R; r++)
+        for (int w = 0; w < W; w++) out[r * step + w] = sum_of(x[r][w]);
+}
+
 // Rows into columns: words of 32 bits of 16 rows. at[w] holds word w of all rows, in one or two parts.
 #if defined(__AVX512BW__)
 using Lanes = __m512i;
