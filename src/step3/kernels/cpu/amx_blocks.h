@@ -13,7 +13,7 @@ namespace step3 {
 // fewer, as the panel itself passes too.
 template <class Kind>
 constexpr int64_t PAIRS_AT_ONCE = (std::is_same_v<Kind, Bf16> ? 4 : 2) * BLOCK_PAIRS;
-// So few tiles wait for memory: a panel passes them whole, so that their sums stay in the registers.
+// So few tiles wait for memory: a packed panel passes them whole, so that their sums stay in the registers.
 constexpr int64_t FEW_TILES = 4;
 constexpr int64_t SLICED_PANELS = 8;  // that a slice of long rows passes
 constexpr int64_t FETCHED_BEYOND = 384 << 10;  // bytes of what a thread reads next, in the second-level cache
@@ -73,7 +73,7 @@ class BlockProduct {
                  int64_t end, Buffer &scratch, Keep keep, Range upcoming)
         : m_(m), a_(a), tiles_(tiles), first_(first), last_(last), begin_(begin), end_(end), finished_(keep, tiles),
           slice_(slice_of(m.pairs, m.stored)), panels_at_once_(slice_ < m.pairs ? SLICED_PANELS : 1),
-          at_once_(std::is_same_v<Kind, Bf16> && count() <= FEW_TILES ? slice_ : AT_ONCE),
+          at_once_(std::is_same_v<Kind, Bf16> && !m.stored && count() <= FEW_TILES ? slice_ : AT_ONCE),
           beyond_{upcoming.at, std::min(upcoming.bytes, FETCHED_BEYOND)} {
         const int64_t sums_bytes = rooms() * sums_of_panel() * 4, block_bytes = AT_ONCE * 128;
         char *own = scratch.get<char>(sums_bytes + block_bytes + m.room());
