@@ -9,9 +9,14 @@ struct Two {
     const char *first, *second;
 };
 
-#if defined(__AMX_BF16__)
-constexpr bool LAYS_VALUES = true;
+// The values of some pages, and room for them as `lay_values` lays them out.
+struct SeenValues {
+    const char *const *pages;
+    int64_t count, head_dim;
+    char *laid;
+};
 
+#if defined(__AMX_BF16__)
 template <bool MANY>
 static void score_tile(const char *a, int rows, Two keys, int64_t pairs, Two ahead, float *out, int64_t out_step) {
     clear_sums<MANY>();
@@ -33,16 +38,18 @@ static void score(const uint32_t *a, int rows, Two keys, int64_t pairs, Two ahea
 // Panels of values lie `LAID_PANEL` bytes apart.
 constexpr int64_t LAID_PANEL = KEYS_AT_ONCE / 2 * 128;
 
-// The values of some pages as panels: 8 pairs of tokens of a page would fill half a register.
-static void lay_values(const char *const *pages, int64_t count, int64_t dim, char *to) {
+static int64_t bytes_of_laid(int64_t channels) { return channels / PANEL * LAID_PANEL; }
+
+// Values as panels: 8 pairs of tokens of a page would fill half a register.
+static void lay_values(const SeenValues &values) {
     constexpr int64_t pairs = PAGE / 2;
-    for (int64_t strip = 0; strip < dim / STRIP; strip++) {
-        char *own = to + strip / 2 * LAID_PANEL + strip % 2 * 64;
-        for (int64_t page = 0; page < count; page++)
+    for (int64_t strip = 0; strip < values.head_dim / STRIP; strip++) {
+        char *own = values.laid + strip / 2 * LAID_PANEL + strip % 2 * 64;
+        for (int64_t page = 0; page < values.count; page++)
             for (int64_t pair = 0; pair < pairs; pair++)
-                store_lanes(own + (page * pairs + pair) * 128, _mm512_loadu_si512(pages[page] + (strip * pairs + pair) * 64));
+                store_lanes(own + (page * pairs + pair) * 128, _mm512_loadu_si512(values.pages[page] + (strip * pairs + pair) * 64));
         // The last run's rest meets zeros, which do not make a NaN go away.
-        for (int64_t pair = count * pairs; pair % RUN; pair++) store_lanes(own + pair * 128, _mm512_setzero_si512());
+        for (int64_t pair = values.count * pairs; pair % RUN; pair++) store_lanes(own + pair * 128, _mm512_setzero_si512());
     }
 }
 
@@ -53,15 +60,12 @@ static void mix_tile(const char *a, int rows, const char *panel, int64_t pairs, 
     store_sums<MANY>(out, out_step);
 }
 
-// out [rows][32] += probabilities times the values of `count` pages, at the channels from this one on.
-static void mix(const uint32_t *a, int rows, const char *const *, int64_t count, const char *laid, int64_t channel, int64_t, float *out,
-                int64_t out_step) {
+// out [rows][32] += probabilities times values, at the channels from this one on.
+static void mix(const uint32_t *a, int rows, const SeenValues &values, int64_t channel, float *out, int64_t out_step) {
     auto *product = rows > REGISTER_ROWS ? mix_tile<true> : mix_tile<false>;
-    product((const char *)a, rows, laid + channel / PANEL * LAID_PANEL, count * PAGE / 2, out, out_step);
+    product((const char *)a, rows, values.laid + channel / PANEL * LAID_PANEL, values.count * PAGE / 2, out, out_step);
 }
 #else
-constexpr bool LAYS_VALUES = false;
-
 // Scores [rows][32] of two pages of keys; the pages `ahead` are fetched meanwhile.
 template <int R>
 static void score_panel(const uint32_t *a, int64_t row_step, Two keys, int64_t pairs, Two ahead, float *out,
@@ -75,7 +79,8 @@ static void score_panel(const uint32_t *a, int64_t row_step, Two keys, int64_t p
 }
 
 // Values are mixed as they lie in their pages.
-static void lay_values(const char *const *, int64_t, int64_t, char *) {}
+static int64_t bytes_of_laid(int64_t) { return 0; }
+static void lay_values(const SeenValues &) {}
 
 template <int R>
 static void mix_panel(const uint32_t *a, int64_t row_step, const char *const *pages, int64_t count, int64_t offset,
@@ -98,14 +103,13 @@ static void score(const uint32_t *a, int rows, Two keys, int64_t pairs, Two ahea
     });
 }
 
-// out [rows][32] += probabilities times the values of `count` pages, at the channels from this one on.
-static void mix(const uint32_t *a, int rows, const char *const *pages, int64_t count, const char *, int64_t channel, int64_t dim, float *out,
-                int64_t out_step) {
+// out [rows][32] += probabilities times values, at the channels from this one on.
+static void mix(const uint32_t *a, int rows, const SeenValues &values, int64_t channel, float *out, int64_t out_step) {
     constexpr int64_t strip = PAGE * STRIP * 2;
     // With 16 channels left the second strip is the first again, and dropped.
-    const int64_t second = channel + STRIP < dim ? strip : 0;
+    const int64_t second = channel + STRIP < values.head_dim ? strip : 0;
     each_group<ROWS>(rows, [&](auto group, int64_t done) {
-        mix_panel<group()>(a + done, rows, pages, count, channel / STRIP * strip, second, out + done * out_step, out_step);
+        mix_panel<group()>(a + done, rows, values.pages, values.count, channel / STRIP * strip, second, out + done * out_step, out_step);
     });
 }
 #endif

@@ -27,11 +27,12 @@ class Attending {
             see(key);
             // Rows of earlier tokens may see none of these keys.
             int64_t tile = tiles_.of(std::max<int64_t>(0, (key - task_.position) * heads_));
-            lay_values(values_, num_pages_, dim_, laid_);
+            const SeenValues values{values_, num_pages_, dim_, laid_};
+            lay_values(values);
             for (; tile < tiles_.count; tile++) {
                 score_tile(tile);
                 for (int r = 0; r < tiles_.size(tile); r++) soften_row(tile, r);
-                mix_tile(tile);
+                mix_tile(tile, values);
             }
         }
         for (int64_t row = 0; row < rows_; row++) end(row, keep, context);
@@ -73,7 +74,7 @@ class Attending {
         take(sum_, rows_ * 4);
         // A product gives the rows of a whole tile, be there fewer.
         take(mixed_, (rows_ + TILE) * channels_ * 4);
-        take(laid_, LAYS_VALUES ? KEYS_AT_ONCE * channels_ * 2 : 0);
+        take(laid_, bytes_of_laid(channels_));
         take(copies_, copies_keys_ ? KEYS_AT_ONCE * pairs_ * 4 : 0);
         take(wide_, kv_.fp8 ? KEYS_AT_ONCE * dim_ * 2 : 0);
         take(rotated_, dim_ * 4);
@@ -162,9 +163,9 @@ class Attending {
         for (int64_t i = 0; i < channels_; i++) mixed[i] = factor == 0.f ? 0.f : mixed[i] * factor;
     }
 
-    void mix_tile(int64_t tile) {
+    void mix_tile(int64_t tile, const SeenValues &values) {
         for (int64_t channel = 0; channel < dim_; channel += PANEL)
-            mix(weights_, tiles_.size(tile), values_, num_pages_, laid_, channel, dim_, mixed_ + tiles_.start(tile) * channels_ + channel, channels_);
+            mix(weights_, tiles_.size(tile), values, channel, mixed_ + tiles_.start(tile) * channels_ + channel, channels_);
     }
 
     void end(int64_t row, KeepMixed keep, void *context) const {

@@ -69,15 +69,16 @@ struct Layer {
             for (int64_t tile = 0; is_narrow(m, rows) && tile < tiles.count; tile++)
                 narrow_tile(a + tiles.start(tile) * m.pairs, tiles.size(tile), m.pairs, worker.own());
         };
-        // Columns from `begin` on, [rows][width].
-        auto product = [&](const step3_matrix &m, const uint32_t *a, int64_t begin, int64_t width, float *out) {
-            const int64_t panel = begin / PANEL, last = std::min(m.num_panels, (begin + width + PANEL - 1) / PANEL);
+        // out [rows][columns] = the product's columns from `begin` on
+        auto product = [&](const step3_matrix &m, const uint32_t *a, int64_t begin, int64_t columns, float *out) {
+            const int64_t panels = (columns + PANEL - 1) / PANEL, panel = begin / PANEL;
+            const int64_t last = std::min(m.num_panels, panel + panels), then = std::min(m.num_panels, last + panels);
             auto keep = [&](const TileSums &sums, int r) {
                 const int64_t column = sums.panel * PANEL - begin;
-                keep_columns(out + (sums.row + r) * width + column, sums.of(r), columns_left(width, column), false);
+                keep_columns(out + (sums.row + r) * columns + column, sums.of(r), columns_left(columns, column), false);
             };
             const Factor factor(m, rows);
-            multiply(factor, a, tiles, 0, tiles.count, panel, last, worker.own(), keep, factor.upcoming(last, std::min(m.num_panels, last + last - panel)));
+            multiply(factor, a, tiles, 0, tiles.count, panel, last, worker.own(), keep, factor.upcoming(last, then));
         };
         for (int64_t t = 0; t < rows; t++) begin(first + t, Place(normed, tiles, t, qkv.pairs), worker.own());
         narrow(qkv, normed);
@@ -150,7 +151,8 @@ LayerMemory::LayerMemory(Workspace &workspace, int64_t threads, const step3_shap
     : parts(parts_to_prepare(shape, weights, Tiles(tokens), threads)), are_few(tokens < 4 * threads) {
     auto &buffers = workspace.buffers;
     const int64_t shared = parts ? 0 : tokens, heads = shape.heads, dim = shape.head_dim;
-    normed = packed_query = buffers[0].get<uint32_t>(parts ? tokens * heads * query_pairs(dim) : tokens * weights.qkv.pairs);
+    normed = parts ? nullptr : buffers[0].get<uint32_t>(tokens * weights.qkv.pairs);
+    packed_query = parts ? buffers[0].get<uint32_t>(tokens * heads * query_pairs(dim)) : nullptr;
     inter = buffers[1].get<uint32_t>(shared * weights.wq.pairs);
     mixed = buffers[2].get<uint32_t>(tokens * weights.o_proj.pairs);
     qkv = buffers[3].get<float>(shared * weights.qkv.rows);
@@ -164,7 +166,7 @@ void attend_layer(Worker &worker, const step3_shape &shape, const step3_batch &b
     const step3_attention &weights = call.weights;
     const int64_t tokens = batch.tokens, size = shape.hidden, heads = shape.heads, dim = shape.head_dim;
     const Layer layer{shape, weights, batch, call, memory, plan.groups, Tiles(tokens)};
-    const AttentionInputs inputs{shape, batch, memory.query, memory.parts ? memory.packed_query : nullptr, call.keys, call.values, {memory.partials, heads, dim}};
+    const AttentionInputs inputs{shape, batch, memory.query, memory.packed_query, call.keys, call.values, {memory.partials, heads, dim}};
     KeepMixed keep = [](void *given, int64_t token, int64_t head, const float *mixed) {
         const auto &own = *(const Layer *)given;
         const int64_t pairs = own.weights.o_proj.pairs, width = own.shape.head_dim / 2;

@@ -20,13 +20,13 @@ static inline void round_to_bf16(const float *x, int64_t size, uint16_t *out) {
     for (; i < size; i++) out[i] = (uint16_t)bf16_bits(x[i]);
 }
 
-// A whole run of pairs, a line of the cache.
+// Whole lines of the cache.
 template <bool PAST_CACHES>
-static inline void put_run(char *to, const void *from) {
-    for (size_t at = 0; at < RUN * 4; at += sizeof(Lanes)) {
+static inline void put_lines(void *to, const void *from, size_t bytes) {
+    for (size_t at = 0; at < bytes; at += sizeof(Lanes)) {
         Lanes part;
         memcpy(&part, (const char *)from + at, sizeof part);
-        put<PAST_CACHES>(to + at, part);
+        put<PAST_CACHES>((char *)to + at, part);
     }
 }
 
@@ -54,7 +54,7 @@ static inline void pack_floats(const float *x, int64_t size, int64_t begin, int6
             while (pair < until) {
                 const int64_t run = std::min(until - pair, RUN - pair % RUN);
                 if (run == RUN)
-                    put_run<PAST_CACHES>((char *)to.pair(pair), from);
+                    put_lines<PAST_CACHES>(to.pair(pair), from, RUN * 4);
                 else
                     memcpy(to.pair(pair), from, (size_t)run * 4);
                 from += 2 * run;
@@ -131,11 +131,7 @@ static inline void keep_columns(Number *to, const Number *sums, int size, bool i
         memcpy(to, sums, (size_t)size * sizeof(Number));
         return;
     }
-    for (size_t at = 0; at < PANEL * sizeof(Number); at += sizeof(Lanes)) {
-        Lanes part;
-        memcpy(&part, (const char *)sums + at, sizeof part);
-        stream_lanes((char *)to + at, part);
-    }
+    put_lines<true>(to, sums, PANEL * sizeof(Number));
 }
 
 // The same in bf16.
