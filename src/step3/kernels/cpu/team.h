@@ -108,7 +108,7 @@ class Worker {
     // Runs task(i) for each i below `count`, shared among the threads.
     template <class Task>
     void take(int64_t count, Task task) {
-        auto &counter = workspace_.counters[phase_++].value;
+        auto &counter = next_counter();
         // Several at a time where there are many: a counter that all threads take turns at is slow.
         const int64_t step = std::clamp<int64_t>(count / (16 * size_), 1, 8);
         for (int64_t i; (i = counter.fetch_add(step, std::memory_order_relaxed)) < count;)
@@ -129,7 +129,7 @@ class Worker {
     template <class Task>
     void runs(int64_t count, Task task) {
         const int64_t share = first_run(count), taken = share * size_;
-        auto &counter = workspace_.counters[phase_++].value;
+        auto &counter = next_counter();
         // Takes a run, if there are more than `least`.
         auto take_run = [&](int64_t least) {
             int64_t begin = counter.load(std::memory_order_relaxed), end = begin;
@@ -153,6 +153,12 @@ class Worker {
     Workspace &workspace_;
     int id_, size_, phase_ = 0;
     const char *next_ = nullptr, *next_end_ = nullptr;
+
+    // Of the phase that begins. More of them between two barriers would be a mistake of the code.
+    std::atomic<int64_t> &next_counter() {
+        if (phase_ == MAX_PHASES) __builtin_trap();
+        return workspace_.counters[phase_++].value;
+    }
 
     // All threads have taken what they take of the phases since the last barrier.
     void free_counters() {
