@@ -6,7 +6,8 @@ The engines run as processes of their own and measure in turn, round after round
 the rounds' ratios. Read bandwidth and the peak of bf16 products are measured before and after each of these
 measurements, as neighbours on a shared host may double or halve them within seconds; what other processes
 took of the processor is told too. As many bytes are read as the engine has weights: of less, caches of some
-hundred MiB would answer a part. A long run can be cut: `--cases` in several runs.
+hundred MiB would answer a part. A long run can be cut: `--cases` in several runs. `--served` measures the
+same through HTTP, with the server of each engine.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from step3.kernels.cpu import open_library, why_not
 from step3.kernels.cpu.weights import Arena
 
 WORKER = Path(__file__).with_name("cpu_worker.py")
+SERVER_WORKER = Path(__file__).with_name("cpu_server_worker.py")
 CASES = "1x128x32,4x128x24,16x128x16,64x128x12"
 
 
@@ -93,10 +95,22 @@ class Engine:
             int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9]
         )
         busy = user + nice + system + irq + softirq + steal
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        own = int(fields[11]) + int(fields[12])
+        own = sum(map(_ticks, _family(self._process.pid)))
         wall = (busy + idle + iowait) / (os.cpu_count() or 1)
         return wall / tick, busy / tick, own / tick
+
+
+def _ticks(pid: int) -> int:
+    """What a process has taken of the processor."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all that it started, directly or not."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    children = [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+    return [pid, *(one for child in children for one in _family(child))]
 
 
 @dataclass
@@ -153,6 +167,16 @@ def weights_of_step(sizes: TextSizes, tokens: int, item: float) -> tuple[float, 
     return read, 2.0 * tokens * (always + moe * chosen * expert)
 
 
+def worker(name: str, checkpoint: Path, peer: Path | None, served: bool) -> list[str]:
+    """The command of the process that measures an engine: itself, or a server that it starts."""
+    kind = "vllm" if name.startswith("vLLM") else "step3"
+    if not served:
+        python = str(peer) if kind == "vllm" else sys.executable
+        return [python, str(WORKER), kind, str(checkpoint)]
+    environment = [str(peer.parents[1])] if kind == "vllm" and peer is not None else []
+    return [sys.executable, str(SERVER_WORKER), kind, str(checkpoint), *environment]
+
+
 def run_rounds(engines: list[Engine], cases: list[Case], rounds: int) -> dict[tuple[str, Case], Measured]:
     limits = Limits(max(engine.weights for engine in engines))
     results = {(engine.name, case): Measured() for engine in engines for case in cases}
@@ -188,6 +212,7 @@ def main(
         Path | None, typer.Option(help="Python of an environment that has vLLM's CPU build.")
     ] = None,
     cases: Annotated[str, typer.Option(help="BATCHxPROMPTxNEW, with commas between them.")] = CASES,
+    served: Annotated[bool, typer.Option(help="Through HTTP: each engine as a server.")] = False,
     rounds: Annotated[int, typer.Option(help="Times that everything is measured.")] = 3,
     out: Annotated[Path | None, typer.Option(help="Write what was measured as JSON.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw a roofline, as PNG.")] = None,
@@ -196,14 +221,13 @@ def main(
     chosen = [Case(*map(int, case.split("x"))) for case in cases.split(",")]
     sizes = Checkpoint.open(checkpoint).config.text
     with ExitStack() as stack:
-        runs = [("step3 bf16", sys.executable, "step3", checkpoint)]
+        runs = [("step3 bf16", checkpoint)]
         if quantised is not None:
-            runs.append(("step3 fp8", sys.executable, "step3", quantised))
+            runs.append(("step3 fp8", quantised))
         if peer is not None:
-            runs.append(("vLLM bf16", str(peer), "vllm", checkpoint))
+            runs.append(("vLLM bf16", checkpoint))
         engines = [
-            stack.enter_context(Engine(name, [python, str(WORKER), kind, str(path)], path))
-            for name, python, kind, path in runs
+            stack.enter_context(Engine(name, worker(name, path, peer, served), path)) for name, path in runs
         ]
         results = run_rounds(engines, chosen, rounds)
     # block-fp8 reads half as many bytes: its own limit counts in its rows.

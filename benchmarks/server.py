@@ -66,7 +66,7 @@ class Speed:
     client_us_per_token: float = 0.0
 
 
-class _Exchange(asyncio.Protocol):
+class Exchange(asyncio.Protocol):
     """One connection that answers are read from, with as little work as can be."""
 
     def __init__(self) -> None:
@@ -105,13 +105,14 @@ class _Exchange(asyncio.Protocol):
 
 
 async def offer(port: int, load: Load, vocabulary: int) -> list[tuple[float, float, int]]:
-    """Sends the load, `concurrency` requests at a time, and gives what `_Exchange.ask` gave for each."""
+    """Sends the load, `concurrency` requests at a time, and gives what `Exchange.ask` gave for each."""
     loop, rng = asyncio.get_running_loop(), random.Random(load.concurrency)
-    requests = iter([_request(port, load, rng, vocabulary) for _ in range(load.requests)])
+    prompts = [[rng.randrange(20, vocabulary) for _ in range(load.prompt)] for _ in range(load.requests)]
+    requests = iter([completion(port, prompt, load.new) for prompt in prompts])
     answers: list[tuple[float, float, int]] = []
 
     async def client() -> None:
-        transport, exchange = await loop.create_connection(_Exchange, "127.0.0.1", port)
+        transport, exchange = await loop.create_connection(Exchange, "127.0.0.1", port)
         for request in requests:
             answers.append(await exchange.ask(request))
         transport.close()
@@ -120,11 +121,12 @@ async def offer(port: int, load: Load, vocabulary: int) -> list[tuple[float, flo
     return answers
 
 
-def _request(port: int, load: Load, rng: random.Random, vocabulary: int) -> bytes:
+def completion(port: int, prompt: list[int], new: int) -> bytes:
+    """The request for exactly `new` tokens behind `prompt`, streamed."""
     body = {
         "model": "golden",
-        "prompt": [rng.randrange(20, vocabulary) for _ in range(load.prompt)],
-        "max_tokens": load.new,
+        "prompt": prompt,
+        "max_tokens": new,
         "temperature": 0,
         "ignore_eos": True,
         "stream": True,
@@ -272,21 +274,33 @@ def _http_seconds(port: int, times: int = 1000) -> float:
         return (time.perf_counter() - started) / times
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
-def _ours(checkpoint: Path, port: int) -> list[str]:
-    flags = ["--port", str(port), "--dtype", "bfloat16", "--max-model-len", "2048", "--max-num-seqs", "64"]
+def own_server(checkpoint: Path, port: int, length: int = 2048) -> list[str]:
+    """The command that serves `checkpoint`, for sequences of up to `length` tokens."""
     command = [sys.executable, "-c", "from step3.cli import main; main()", "serve", str(checkpoint)]
-    return [*command, *flags, "--served-model-name", "golden"]
+    return command + _flags(port, length)
 
 
-def _theirs(peer: Path, checkpoint: Path, port: int) -> list[str]:
-    flags = ["--port", str(port), "--dtype", "bfloat16", "--max-model-len", "2048", "--max-num-seqs", "64"]
-    return [str(peer / "bin" / "vllm"), "serve", str(checkpoint), *flags, "--served-model-name", "golden"]
+def peer_server(peer: Path, checkpoint: Path, port: int, length: int = 2048) -> list[str]:
+    """The same of vLLM, in the environment at `peer`."""
+    return [str(peer / "bin" / "vllm"), "serve", str(checkpoint), *_flags(port, length)]
+
+
+def _flags(port: int, length: int) -> list[str]:
+    names = ["--dtype", "bfloat16", "--served-model-name", "golden"]
+    return ["--port", str(port), "--max-model-len", str(length), "--max-num-seqs", "64", *names]
+
+
+def peer_environment() -> dict[str, str]:
+    """What vLLM is told by its environment: all cores, and memory for keys and values."""
+    cores = os.cpu_count() or 1
+    bind = {"VLLM_CPU_OMP_THREADS_BIND": f"0-{cores - 1}", "OMP_NUM_THREADS": str(cores)}
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "2", **bind}
 
 
 def main(
@@ -307,17 +321,18 @@ def main(
     ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     console, folder = Console(), Path(tempfile.mkdtemp())
-    with serving(_ours(checkpoint, port := _free_port()), environment, port, folder / "step3.log") as served:
+    with serving(
+        own_server(checkpoint, port := free_port()), environment, port, folder / "step3.log"
+    ) as served:
         start, ours = served.start_seconds, [measure(served, load, vocabulary) for load in loads]
         apart = parts(checkpoint, loads[0], port)
     alone = [asyncio.run(engine_alone(checkpoint, load, vocabulary)) for load in loads]
     theirs: list[Speed] = []
     their_start = 0.0
     if peer is not None:
-        environment.update(VLLM_CPU_OMP_THREADS_BIND="0-1", OMP_NUM_THREADS="2", VLLM_CPU_KVCACHE_SPACE="2")
-        command = _theirs(peer.expanduser(), checkpoint, port := _free_port())
+        command = peer_server(peer.expanduser(), checkpoint, port := free_port())
         fewer = [Load(one.concurrency, max(one.concurrency, one.requests // 3), prompt, new) for one in loads]
-        with serving(command, environment, port, folder / "vllm.log") as served:
+        with serving(command, peer_environment(), port, folder / "vllm.log") as served:
             their_start = served.start_seconds
             theirs = [measure(served, load, vocabulary) for load in fewer]
     _show(console, ours, alone, theirs)
