@@ -25,7 +25,7 @@ BATCHES = {
     "one token": [(1, 1)],
     "decodes": [(1, 3), (1, 70), (1, 32), (1, 33), (1, 600)],
     "a whole prompt": [(40, 40)],
-    "chunks and decodes": [(1, 9), (50, 50), (1, 520), (20, 341), (3, 12), (90, 100)],
+    "chunks and decodes": [(1, 9), (50, 50), (1, 520), (20, 641), (3, 12), (90, 100)],
 }
 Features = Sequence[tuple[np.ndarray, Tensor]]
 
@@ -175,6 +175,19 @@ def test_only_scored_rows_go_through_the_head(small: Small, scored: list[int]) -
     logits, _, hidden = small.by_turns(step)
     assert torch.equal(logits, packed_linear(hidden[scored], small.head, small.workspace))
     assert torch.equal(small.at_once(step)[0], logits)
+
+
+@pytest.mark.parametrize("lengths", [[(1, 9), (50, 50)], [(700, 700), (1, 9)]], ids=["few", "many"])
+@pytest.mark.parametrize("scored", [[], [49], [9, 40]])
+def test_keys_are_kept_of_tokens_that_are_not_scored(
+    small: Small, lengths: list[tuple[int, int]], scored: list[int]
+) -> None:
+    step = step_of(lengths, scored)
+    small.by_turns(step)
+    expected = [part.clone() for pages in small.pages for part in pages]
+    small.at_once(step)
+    found = [part for pages in small.pages for part in pages]
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 def test_the_likeliest_are_told_without_logits(small: Small) -> None:

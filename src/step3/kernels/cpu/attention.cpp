@@ -38,14 +38,14 @@ void KV::write(const float *key, const float *value, int64_t slot, char *keys, c
     }
 }
 
-AttentionPlan::AttentionPlan(const step3_shape &shape, const step3_batch &batch) {
+AttentionPlan::AttentionPlan(const step3_shape &shape, const step3_batch &batch, const int64_t *lengths) {
     // About eight tiles of rows a task: enough to use keys that are in the cache several times.
     const int64_t tokens_at_once = std::max<int64_t>(1, 8 * TILE / shape.heads);
     int64_t first = 0;
     for (int64_t s = 0; s < batch.sequences; s++) {
         const int64_t length = batch.lengths[s], context = batch.contexts[s];
         const int64_t *blocks = batch.tables + batch.table_rows[s] * batch.table_stride;
-        if (length == 1 && context > SPLIT) {
+        if (lengths[s] == 1 && context > SPLIT) {
             const int64_t parts = (context + SPLIT - 1) / SPLIT;
             merges.push_back({first, partials, parts});
             for (int64_t part = 0; part < parts; part++)

@@ -47,7 +47,9 @@ struct AttentionPlan {
     };
     std::vector<Group> groups;
     int64_t partials = 0;  // of all heads
-    AttentionPlan(const step3_shape &shape, const step3_batch &batch);
+    // `lengths` [sequences] decide which are cut: the batch's own, or, where it is a part of a step, the step's.
+    AttentionPlan(const step3_shape &shape, const step3_batch &batch, const int64_t *lengths);
+    AttentionPlan(const step3_shape &shape, const step3_batch &batch) : AttentionPlan(shape, batch, batch.lengths) {}
 };
 
 // Sums over some keys that are not divided yet: [heads] of largest score, sum, then [heads, head_dim].

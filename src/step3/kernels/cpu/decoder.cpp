@@ -3,6 +3,7 @@
 #include <optional>
 #include "experts.h"
 #include "layer.h"
+#include "scored_tokens.h"
 
 using namespace step3;
 
@@ -67,26 +68,38 @@ extern "C" void step3_step(Workspace *workspace, int64_t threads, const step3_ne
     auto *ids = buffers[9].get<int64_t>(choices);
     auto *weights = buffers[10].get<float>(choices);
     step3_begin(threads, network, &batch);
-    const AttentionPlan plan(shape, batch);
-    auto memory_of = [&](const step3_layer &layer) {
-        return LayerMemory(*workspace, threads, shape, *layer.attention, tokens, plan);
+    // The last layer's hidden states are asked for of scored tokens alone, if not of all.
+    std::optional<ScoredTokens> scored;
+    if (!normed && ScoredTokens::are_few(batch)) scored.emplace(shape, batch);
+    const step3_batch &ending = scored ? scored->batch() : batch;
+    const AttentionPlan plan(shape, batch), &ending_plan = scored ? scored->plan() : plan;
+    auto memory_of = [&](const step3_layer &layer, const step3_batch &some, const AttentionPlan &own_plan) {
+        return LayerMemory(*workspace, threads, shape, *layer.attention, some.tokens, own_plan);
     };
-    const step3_layer *const first = network->layers, *const last = first + network->num_layers;
+    const step3_layer *const first = network->layers, *const last = first + network->num_layers - 1;
     // Buffers grow here, and in the first thread's FFN calls while the others wait.
-    for (const step3_layer *layer = first; layer < last; layer++) memory_of(*layer);
+    for (const step3_layer *layer = first; layer < last; layer++) memory_of(*layer, batch, plan);
+    if (ending.tokens) memory_of(*last, ending, ending_plan);
     std::optional<FFNCall> ffn;
     run(*workspace, threads, [&](Worker &worker) {
-        for (const step3_layer *layer = first; layer < last; layer++) {
-            const LayerCall call{*layer->attention, layer->keys, layer->values, layer == first ? nullptr : answer, x, ids, weights};
-            attend_layer(worker, shape, batch, plan, call, memory_of(*layer));
+        auto compute = [&](const step3_layer &layer, const step3_batch &some, const AttentionPlan &own_plan, const uint16_t *more) {
+            const LayerCall call{*layer.attention, layer.keys, layer.values, more, x, ids, weights};
+            attend_layer(worker, shape, some, own_plan, call, memory_of(layer, some, own_plan));
             // The first thread chose the experts.
             if (worker.id() == 0) {
-                const bool routes = layer->attention->router != nullptr;
-                ffn.emplace(*workspace, threads, *layer->ffn, x, Choices{routes ? ids : nullptr, weights, tokens, routes ? shape.top_k : 0}, answer);
+                const bool routes = layer.attention->router != nullptr;
+                ffn.emplace(*workspace, threads, *layer.ffn, x, Choices{routes ? ids : nullptr, weights, some.tokens, routes ? shape.top_k : 0}, answer);
             }
             worker.barrier();
-            ffn->compute(worker, layer + 1 < last ? &layer[1].attention->qkv : nullptr);
-        }
+            ffn->compute(worker, &layer < last ? &(&layer)[1].attention->qkv : nullptr);
+        };
+        auto answer_before = [&](const step3_layer *layer) { return layer == first ? nullptr : answer; };
+        for (const step3_layer *layer = first; layer < last; layer++) compute(*layer, batch, plan, answer_before(layer));
+        if (!scored) return compute(*last, batch, plan, answer_before(last));
+        keep_keys(worker, shape, batch, {*last->attention, last->keys, last->values, answer_before(last), x, ids, weights});
+        if (!ending.tokens) return;
+        worker.each(ending.tokens, [&](int64_t n) { scored->take_hidden(n); });
+        compute(*last, ending, ending_plan, nullptr);
     });
-    step3_end(workspace, threads, network, &batch, answer, normed, logits, likeliest);
+    step3_end(workspace, threads, network, &ending, answer, normed, logits, likeliest);
 }

@@ -11,6 +11,9 @@ namespace {
 // Fewer tokens are not worth reading the projections for.
 constexpr int64_t MIN_PREPARED_ROWS = 128;
 
+// Tokens whose keys and values a thread computes at a time where nothing else is: few weights are read for them.
+constexpr int64_t KEPT_AT_ONCE = 256;
+
 // Columns of as few heads as fill whole panels.
 int64_t columns_of_heads(const step3_shape &shape) { return std::lcm(shape.head_dim, (int64_t)PANEL); }
 
@@ -26,13 +29,30 @@ int64_t parts_to_prepare(const step3_shape &shape, const step3_attention &weight
     return tiles.rows / parts < MIN_PREPARED_ROWS ? 0 : parts;
 }
 
-struct Layer {
+// Rows packed for `m`, as its product takes them.
+void narrow(const step3_matrix &m, uint32_t *a, const Tiles &tiles, Buffer &own) {
+    for (int64_t tile = 0; is_narrow(m, tiles.rows) && tile < tiles.count; tile++)
+        narrow_tile(a + tiles.start(tile) * m.pairs, tiles.size(tile), m.pairs, own);
+}
+
+// out [rows][columns] = all tiles times the matrix's columns from `begin` on, where a panel begins; by one thread.
+void multiply_columns(const step3_matrix &m, const uint32_t *a, const Tiles &tiles, int64_t begin, int64_t columns, float *out, Buffer &own) {
+    const int64_t panels = (columns + PANEL - 1) / PANEL, panel = begin / PANEL;
+    const int64_t last = std::min(m.num_panels, panel + panels), then = std::min(m.num_panels, last + panels);
+    auto keep = [&](const TileSums &sums, int r) {
+        const int64_t column = sums.panel * PANEL - begin;
+        keep_columns(out + (sums.row + r) * columns + column, sums.of(r), columns_left(columns, column), false);
+    };
+    const Factor factor(m, tiles.rows);
+    multiply(factor, a, tiles, 0, tiles.count, panel, last, own, keep, factor.upcoming(last, then));
+}
+
+// What comes before queries: the norm, and keys and values.
+struct Beginning {
     const step3_shape &shape;
     const step3_attention &weights;
     const step3_batch &batch;
     const LayerCall &call;
-    const LayerMemory &memory;
-    const std::vector<AttentionPlan::Group> &groups;
     const Tiles tiles;
 
     // hidden += answer; norm(hidden) for q, k and v
@@ -46,12 +66,37 @@ struct Layer {
         pack_floats(out, size, 0, weights.qkv.pairs, to);
     }
 
+    // A token's projected key and value, into the cache.
+    void keep_key(int64_t token, const float *key, Buffer &own) const {
+        const int64_t dim = shape.head_dim;
+        float *rotated = own.get<float>(dim);
+        rotate(key, batch.cos + token * dim / 2, batch.sin + token * dim / 2, dim, rotated);
+        KV(shape).write(rotated, key + dim, batch.slots[token], call.keys, call.values);
+    }
+
+    // The same of the tokens first..last, from their hidden states on, by one thread.
+    void keep_keys(int64_t first, int64_t last, Worker &worker) const {
+        const step3_matrix &qkv = weights.qkv;
+        const int64_t rows = last - first, column = shape.share_q / PANEL * PANEL, columns = qkv.rows - column;
+        const Tiles own_tiles(rows);
+        uint32_t *normed = worker.rows().get<uint32_t>(rows * (qkv.pairs + columns));
+        float *projected = (float *)(normed + rows * qkv.pairs);
+        for (int64_t t = 0; t < rows; t++) begin(first + t, Place(normed, own_tiles, t, qkv.pairs), worker.own());
+        narrow(qkv, normed, own_tiles, worker.own());
+        multiply_columns(qkv, normed, own_tiles, column, columns, projected, worker.own());
+        for (int64_t t = 0; t < rows; t++) keep_key(first + t, projected + t * columns + shape.share_q - column, worker.own());
+    }
+};
+
+struct Layer : Beginning {
+    const LayerMemory &memory;
+    const std::vector<AttentionPlan::Group> &groups;
+
     // q_proj's part is normed for wq; key and value go into the cache.
     void split(int64_t token, const float *row, const Place &to, Buffer &own) const {
-        const int64_t size = shape.share_q, dim = shape.head_dim;
-        float *out = own.get<float>(std::max(size, dim));
-        rotate(row + size, batch.cos + token * dim / 2, batch.sin + token * dim / 2, dim, out);
-        KV(shape).write(out, row + size + dim, batch.slots[token], call.keys, call.values);
+        const int64_t size = shape.share_q;
+        keep_key(token, row + size, own);
+        float *out = own.get<float>(size);
         const float scale = inverse_rms(row, size, shape.eps);
         for (int64_t i = 0; i < size; i++) out[i] = row[i] * scale * weights.inter_norm[i];
         pack_floats(out, size, 0, weights.wq.pairs, to);
@@ -61,33 +106,18 @@ struct Layer {
     void prepare(int64_t first, int64_t last, Worker &worker) const {
         const step3_matrix &qkv = weights.qkv, &wq = weights.wq;
         const int64_t rows = last - first, width = columns_of_heads(shape);
-        const Tiles tiles(rows);
+        const Tiles own_tiles(rows);
         // Tiles first: their rows are whole lines.
         uint32_t *normed = worker.rows().get<uint32_t>(rows * bytes_of_prepared(shape, weights) / 4), *inter = normed + rows * qkv.pairs;
         float *projected = (float *)(inter + rows * wq.pairs), *some_heads = projected + rows * qkv.rows;
-        auto narrow = [&](const step3_matrix &m, uint32_t *a) {
-            for (int64_t tile = 0; is_narrow(m, rows) && tile < tiles.count; tile++)
-                narrow_tile(a + tiles.start(tile) * m.pairs, tiles.size(tile), m.pairs, worker.own());
-        };
-        // out [rows][columns] = the product's columns from `begin` on
-        auto product = [&](const step3_matrix &m, const uint32_t *a, int64_t begin, int64_t columns, float *out) {
-            const int64_t panels = (columns + PANEL - 1) / PANEL, panel = begin / PANEL;
-            const int64_t last = std::min(m.num_panels, panel + panels), then = std::min(m.num_panels, last + panels);
-            auto keep = [&](const TileSums &sums, int r) {
-                const int64_t column = sums.panel * PANEL - begin;
-                keep_columns(out + (sums.row + r) * columns + column, sums.of(r), columns_left(columns, column), false);
-            };
-            const Factor factor(m, rows);
-            multiply(factor, a, tiles, 0, tiles.count, panel, last, worker.own(), keep, factor.upcoming(last, then));
-        };
-        for (int64_t t = 0; t < rows; t++) begin(first + t, Place(normed, tiles, t, qkv.pairs), worker.own());
-        narrow(qkv, normed);
-        product(qkv, normed, 0, qkv.rows, projected);
+        for (int64_t t = 0; t < rows; t++) begin(first + t, Place(normed, own_tiles, t, qkv.pairs), worker.own());
+        narrow(qkv, normed, own_tiles, worker.own());
+        multiply_columns(qkv, normed, own_tiles, 0, qkv.rows, projected, worker.own());
         for (int64_t t = 0; t < rows; t++)
-            split(first + t, projected + t * qkv.rows, Place(inter, tiles, t, wq.pairs), worker.own());
-        narrow(wq, inter);
+            split(first + t, projected + t * qkv.rows, Place(inter, own_tiles, t, wq.pairs), worker.own());
+        narrow(wq, inter, own_tiles, worker.own());
         for (int64_t column = 0; column < shape.heads * shape.head_dim; column += width) {
-            product(wq, inter, column, width, some_heads);
+            multiply_columns(wq, inter, own_tiles, column, width, some_heads, worker.own());
             for (int64_t t = 0; t < rows; t++) pack_heads(first + t, column / shape.head_dim, some_heads + t * width, worker.own());
         }
     }
@@ -161,11 +191,21 @@ LayerMemory::LayerMemory(Workspace &workspace, int64_t threads, const step3_shap
     logits = are_few ? buffers[6].get<float>(tokens * (shape.hidden + shape.experts)) : nullptr;
 }
 
+void keep_keys(Worker &worker, const step3_shape &shape, const step3_batch &batch, const LayerCall &call) {
+    const Beginning beginning{shape, call.weights, batch, call, Tiles(batch.tokens)};
+    const Tiles &tiles = beginning.tiles;
+    const int64_t parts = std::max<int64_t>(worker.size(), (batch.tokens + KEPT_AT_ONCE - 1) / KEPT_AT_ONCE);
+    worker.each(parts, [&](int64_t part) {
+        const int64_t first = tiles.count * part / parts, last = tiles.count * (part + 1) / parts;
+        if (first < last) beginning.keep_keys(tiles.start(first), tiles.start(last), worker);
+    });
+}
+
 void attend_layer(Worker &worker, const step3_shape &shape, const step3_batch &batch, const AttentionPlan &plan,
                   const LayerCall &call, const LayerMemory &memory) {
     const step3_attention &weights = call.weights;
     const int64_t tokens = batch.tokens, size = shape.hidden, heads = shape.heads, dim = shape.head_dim;
-    const Layer layer{shape, weights, batch, call, memory, plan.groups, Tiles(tokens)};
+    const Layer layer{{shape, weights, batch, call, Tiles(tokens)}, memory, plan.groups};
     const AttentionInputs inputs{shape, batch, memory.query, memory.packed_query, call.keys, call.values, {memory.partials, heads, dim}};
     KeepMixed keep = [](void *given, int64_t token, int64_t head, const float *mixed) {
         const auto &own = *(const Layer *)given;

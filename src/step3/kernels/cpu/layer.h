@@ -27,6 +27,9 @@ struct LayerMemory {
                 const AttentionPlan &plan);
 };
 
+// Of a layer only what later tokens see: hidden += answer, and all tokens' keys and values. To be called by all threads.
+void keep_keys(Worker &worker, const step3_shape &shape, const step3_batch &batch, const LayerCall &call);
+
 // To be called by all threads. Whoever comes back first must wait for the first thread, which chooses experts last.
 void attend_layer(Worker &worker, const step3_shape &shape, const step3_batch &batch, const AttentionPlan &plan,
                   const LayerCall &call, const LayerMemory &memory);

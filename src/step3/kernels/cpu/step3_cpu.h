@@ -160,7 +160,8 @@ void step3_end(Workspace *, int64_t threads, const step3_network *, const step3_
                uint16_t *normed, float *logits, int64_t *likeliest);
 
 // `step3_begin`, all layers one after the other (`step3_attend_layer` and `step3_ffn_forward` by turns), and `step3_end`,
-// where attention and FFNs share a process: without a caller in between.
+// where attention and FFNs share a process: without a caller in between. If normed is null and few tokens are scored, the last
+// layer is computed for those, and for the other tokens' keys and values.
 void step3_step(Workspace *, int64_t threads, const step3_network *, const step3_batch *, uint16_t *normed, float *logits,
                 int64_t *likeliest);
 
