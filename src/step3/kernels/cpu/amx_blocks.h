@@ -27,37 +27,77 @@ struct Columns {
     bool is_first;
 };
 
+// A tile that passes some columns. The next one's first registers are loaded before its sums are stored: `next` is where they
+// come from, or null.
+struct Passing {
+    const char *at;
+    int rows;
+    bool are_loaded;
+    const char *next;
+};
+
+// 32 or 16 rows that pass a panel, which they do not push out of the first-level cache.
+template <bool MANY>
+static inline __attribute__((always_inline)) void load_step(const char *rows, const char *panel) {
+    load_register<6>(panel, 128);
+    load_passing<4>(rows, REGISTER_LINE);
+    load_register<7>(panel + 64, 128);
+    if (MANY) load_passing<5>(rows + REGISTER_ROWS * REGISTER_LINE, REGISTER_LINE);
+}
+
+// sums += what was loaded, pairs or quads of BYTES; then loads what comes next, if anything.
+//
+// Stores reach the cache when the instructions in front of them are done, and registers are not loaded before. So what
+// `meanwhile` stores stands in front of the products: behind them the next registers would be loaded when no product is left.
+template <bool MANY, bool BYTES, class Meanwhile>
+static inline __attribute__((always_inline)) void multiply_loaded(Meanwhile meanwhile, const char *next_rows, const char *next_panel) {
+    meanwhile();
+    BYTES ? multiply_bytes<0, 4, 6>() : multiply_registers<0, 4, 6>();
+    BYTES ? multiply_bytes<1, 4, 7>() : multiply_registers<1, 4, 7>();
+    if (MANY) {
+        BYTES ? multiply_bytes<2, 5, 6>() : multiply_registers<2, 5, 6>();
+        BYTES ? multiply_bytes<3, 5, 7>() : multiply_registers<3, 5, 7>();
+    }
+    if (next_rows) load_step<MANY>(next_rows, next_panel);
+}
+
 template <bool MANY, class Meanwhile>
-static inline __attribute__((always_inline)) void add_columns(Bf16, const uint32_t *a, int rows, const Columns &c, Meanwhile &meanwhile,
+static inline __attribute__((always_inline)) void add_columns(Bf16, const Passing &tile, const Columns &c, Meanwhile &meanwhile,
                                                               Pending<float> &, float *sums) {
-    const char *at = (const char *)a;
+    const char *at = tile.at;
     if (c.is_first)
         clear_sums<MANY>();
     else
         load_sums<MANY>(sums, PANEL);
-    for (int64_t pair = 0; pair < c.pairs; pair += STEP, at += rows * REGISTER_LINE) {
-        meanwhile.step();
-        multiply_step<MANY, true>(at, c.laid + pair * 128);
+    if (!tile.are_loaded) load_step<MANY>(at, c.laid);
+    for (int64_t pair = STEP; pair < c.pairs; pair += STEP) {
+        at += tile.rows * REGISTER_LINE;
+        multiply_loaded<MANY, false>([&] { meanwhile.step(); }, at, c.laid + pair * 128);
     }
+    multiply_loaded<MANY, false>([&] { meanwhile.step(); }, tile.next, c.laid);
     store_sums<MANY>(sums, PANEL);
 }
 
 template <bool MANY, class Kind, class Meanwhile, class Sum>
-static inline __attribute__((always_inline)) void add_columns(Kind, const uint32_t *a, int rows, const Columns &c, Meanwhile &meanwhile,
+static inline __attribute__((always_inline)) void add_columns(Kind, const Passing &tile, const Columns &c, Meanwhile &meanwhile,
                                                               Pending<Sum> &pending, float *sums) {
     constexpr bool is_int8 = std::is_same_v<Kind, Int8>;
     constexpr int64_t step = is_int8 ? INT8_STEP : STEP, pair_bytes = is_int8 ? 64 : 128;
-    const char *at = (const char *)a;
+    const char *at = tile.at;
+    if (!tile.are_loaded) load_step<MANY>(at, c.laid);
     for (int64_t begin = 0, nth = 0; begin < c.pairs; begin += BLOCK_PAIRS, nth++) {
         clear_sums<MANY>();
-        for (int64_t pair = begin; pair < std::min(c.pairs, begin + BLOCK_PAIRS); pair += step, at += rows * REGISTER_LINE) {
-            multiply_step<MANY, true, is_int8>(at, c.laid + pair * pair_bytes);
-            // Behind the registers' loads, which would wait for what stands in front of them.
-            for (int64_t i = 0; i < step; i += STEP) meanwhile.step();
-            pending.add(TILE * step / BLOCK_PAIRS);
+        for (int64_t pair = begin; pair < std::min(c.pairs, begin + BLOCK_PAIRS); pair += step) {
+            const bool is_last = pair + step >= c.pairs;
+            at = is_last ? tile.next : at + tile.rows * REGISTER_LINE;
+            auto store_meanwhile = [&] {
+                for (int64_t i = 0; i < step; i += STEP) meanwhile.step();
+                pending.add(TILE * step / BLOCK_PAIRS);
+            };
+            multiply_loaded<MANY, is_int8>(store_meanwhile, at, c.laid + (is_last ? 0 : pair + step) * pair_bytes);
         }
         store_sums<MANY>(pending.room(), PANEL);
-        pending.put(is_int8 ? c.row_scales + nth * rows : nullptr, rows, c.scales + nth * 2, c.is_first && begin == 0, sums);
+        pending.put(is_int8 ? c.row_scales + nth * tile.rows : nullptr, tile.rows, c.scales + nth * 2, c.is_first && begin == 0, sums);
     }
 }
 
@@ -168,15 +208,21 @@ class BlockProduct {
         const Range upcoming{next, next ? pairs * m_.pair_bytes() : 0};
         Stream stream(upcoming, beyond_.part(done_++, blocks), (pairs + STEP - 1) / STEP * count());
         Meanwhile meanwhile{stream, finished_};
+        // Where a tile's rows begin, and those columns of them.
+        auto rows_of = [&](int64_t tile) { return a_ + (tiles_.start(tile) - tiles_.start(first_)) * m_.pairs; };
+        auto columns_of = [&](int64_t tile) { return (const char *)(rows_of(tile) + (IS_INT8 ? pair / 2 : pair) * tiles_.size(tile)); };
+        auto is_many = [&](int64_t tile) { return tiles_.size(tile) > REGISTER_ROWS; };
+        bool are_loaded = false;
         for (int64_t tile = first_; tile < last_; tile++) {
-            const int rows = tiles_.size(tile);
-            const uint32_t *own_rows = a_ + (tiles_.start(tile) - tiles_.start(first_)) * m_.pairs, *from = own_rows + (IS_INT8 ? pair / 2 : pair) * rows;
-            if (IS_INT8) columns.row_scales = row_scales(own_rows, rows, m_.pairs) + nth_block * rows;
+            const bool loads_next = tile + 1 < last_ && is_many(tile) == is_many(tile + 1);
+            const Passing passing{columns_of(tile), tiles_.size(tile), are_loaded, loads_next ? columns_of(tile + 1) : nullptr};
+            if (IS_INT8) columns.row_scales = row_scales(rows_of(tile), passing.rows, m_.pairs) + nth_block * passing.rows;
             float *own_sums = sums + (tile - first_) * TILE * PANEL;
-            if (rows > REGISTER_ROWS)
-                add_columns<true>(Kind(), from, rows, columns, meanwhile, pending_, own_sums);
+            if (is_many(tile))
+                add_columns<true>(Kind(), passing, columns, meanwhile, pending_, own_sums);
             else
-                add_columns<false>(Kind(), from, rows, columns, meanwhile, pending_, own_sums);
+                add_columns<false>(Kind(), passing, columns, meanwhile, pending_, own_sums);
+            are_loaded = loads_next;
         }
     }
 };

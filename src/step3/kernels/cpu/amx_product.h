@@ -60,31 +60,29 @@ static inline __attribute__((always_inline)) void load_sums(const float *out, in
     load_register<3>(out + REGISTER_ROWS * step + STRIP, step * 4);
 }
 
-// sums += the rows at `a` times 16 pairs, or quads of BYTES, of two strips, whose lines are `step` bytes apart. Rows that
-// are PASSING do not push the strips out of the first-level cache. meanwhile(i) is called for i = 0 to 3.
-template <bool MANY, bool PASSING, bool BYTES = false, class Meanwhile = Nothing>
+// sums += the rows at `a` times 16 pairs of two strips, whose lines are `step` bytes apart. meanwhile(i) is called for i = 0 to 3.
+template <bool MANY, class Meanwhile = Nothing>
 static inline __attribute__((always_inline)) void multiply_two(const char *a, const char *first, const char *second, int64_t step,
                                                                Meanwhile meanwhile = {}) {
     meanwhile(0);
     load_register<6>(first, step);
     meanwhile(1);
-    PASSING ? load_passing<4>(a, REGISTER_LINE) : load_register<4>(a, REGISTER_LINE);
-    BYTES ? multiply_bytes<0, 4, 6>() : multiply_registers<0, 4, 6>();
+    load_register<4>(a, REGISTER_LINE);
+    multiply_registers<0, 4, 6>();
     meanwhile(2);
     load_register<7>(second, step);
     meanwhile(3);
-    BYTES ? multiply_bytes<1, 4, 7>() : multiply_registers<1, 4, 7>();
+    multiply_registers<1, 4, 7>();
     if (!MANY) return;
-    const char *others = a + REGISTER_ROWS * REGISTER_LINE;
-    PASSING ? load_passing<5>(others, REGISTER_LINE) : load_register<5>(others, REGISTER_LINE);
-    BYTES ? multiply_bytes<2, 5, 6>() : multiply_registers<2, 5, 6>();
-    BYTES ? multiply_bytes<3, 5, 7>() : multiply_registers<3, 5, 7>();
+    load_register<5>(a + REGISTER_ROWS * REGISTER_LINE, REGISTER_LINE);
+    multiply_registers<2, 5, 6>();
+    multiply_registers<3, 5, 7>();
 }
 
 // The same of a panel.
-template <bool MANY, bool PASSING, bool BYTES = false, class Meanwhile = Nothing>
+template <bool MANY, class Meanwhile = Nothing>
 static inline __attribute__((always_inline)) void multiply_step(const char *a, const char *panel, Meanwhile meanwhile = {}) {
-    multiply_two<MANY, PASSING, BYTES>(a, panel, panel + 64, 128, meanwhile);
+    multiply_two<MANY>(a, panel, panel + 64, 128, meanwhile);
 }
 
 // A block's sums, scaled, to the totals in `out`.
@@ -119,7 +117,7 @@ static inline __attribute__((always_inline)) void multiply_steps(const Product &
             const char *now = laid;
             if (pair + STEP < p.pairs) laid = lay(pair + STEP, room[(pair + STEP) / STEP % 2]);
             ahead.fetch();
-            multiply_step<MANY, false>(a, now);
+            multiply_step<MANY>(a, now);
         }
         if (!SCALED) return store_sums<MANY>(p.out, PANEL);
         store_sums<MANY>(sums[block % 2], PANEL);

@@ -48,7 +48,7 @@ class StreamedProduct {
         clear_sums<MANY>();
         for (int64_t pair = 0; pair < m_.pairs; pair += STEP, a += rows_ * REGISTER_LINE, at += STEP * 128) {
             const char *const ahead = ahead_.lines(at);
-            multiply_step<MANY, false>(a, at, [ahead](int quarter) {
+            multiply_step<MANY>(a, at, [ahead](int quarter) {
 #pragma GCC unroll 8
                 for (int i = 0; i < 8; i++) WindowsAhead::fetch<_MM_HINT_T0>(ahead, 8 * quarter + i);
             });
@@ -69,7 +69,7 @@ class StreamedProduct {
                 next += STEP * 64;
                 step_ = 1 - step_;
                 if (pair + STEP < m_.pairs || panel + 1 < end_) lay(next);
-                multiply_step<MANY, false>(a, now);
+                multiply_step<MANY>(a, now);
             }
             store_sums<MANY>(pending_.room(), PANEL);
             // The block before, which may have been the last of its panel.

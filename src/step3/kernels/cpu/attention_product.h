@@ -24,7 +24,7 @@ static void score_tile(const char *a, int rows, Two keys, int64_t pairs, Two ahe
     for (int64_t pair = 0; pair < pairs; pair += RUN, a += rows * REGISTER_LINE) {
         first.fetch();
         second.fetch();
-        multiply_two<MANY, false>(a, keys.first + pair * 64, keys.second + pair * 64, 64);
+        multiply_two<MANY>(a, keys.first + pair * 64, keys.second + pair * 64, 64);
     }
     store_sums<MANY>(out, out_step);
 }
@@ -56,7 +56,7 @@ static void lay_values(const SeenValues &values) {
 template <bool MANY>
 static void mix_tile(const char *a, int rows, const char *panel, int64_t pairs, float *out, int64_t out_step) {
     load_sums<MANY>(out, out_step);
-    for (int64_t pair = 0; pair < pairs; pair += RUN, a += rows * REGISTER_LINE) multiply_step<MANY, false>(a, panel + pair * 128);
+    for (int64_t pair = 0; pair < pairs; pair += RUN, a += rows * REGISTER_LINE) multiply_step<MANY>(a, panel + pair * 128);
     store_sums<MANY>(out, out_step);
 }
 
