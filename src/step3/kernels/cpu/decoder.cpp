@@ -96,7 +96,7 @@ extern "C" void step3_step(Workspace *workspace, int64_t threads, const step3_ne
         auto answer_before = [&](const step3_layer *layer) { return layer == first ? nullptr : answer; };
         for (const step3_layer *layer = first; layer < last; layer++) compute(*layer, batch, plan, answer_before(layer));
         if (!scored) return compute(*last, batch, plan, answer_before(last));
-        // Those of scored tokens are written once more behind it, the same.
+        // Those of scored tokens are written once more behind it: the same, but where many rows are rounded to 8 bits.
         keep_keys(worker, shape, batch, {*last->attention, last->keys, last->values, answer_before(last), x, ids, weights});
         if (!ending.tokens) return;
         worker.each(ending.tokens, [&](int64_t n) { scored->take_hidden(n); });

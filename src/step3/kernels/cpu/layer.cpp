@@ -47,8 +47,17 @@ void multiply_columns(const step3_matrix &m, const uint32_t *a, const Tiles &til
     multiply(factor, a, tiles, 0, tiles.count, panel, last, own, keep, factor.upcoming(last, then));
 }
 
-// What comes before queries: the norm, and keys and values.
-struct Beginning {
+// Runs task(first, last) for `parts` ranges of tokens that are whole tiles, shared among the threads.
+template <class Task>
+void each_part(Worker &worker, const Tiles &tiles, int64_t parts, Task task) {
+    worker.each(parts, [&](int64_t part) {
+        const int64_t first = tiles.count * part / parts, last = tiles.count * (part + 1) / parts;
+        if (first < last) task(tiles.start(first), tiles.start(last));
+    });
+}
+
+// What a layer does with some tokens.
+struct Layer {
     const step3_shape &shape;
     const step3_attention &weights;
     const step3_batch &batch;
@@ -74,23 +83,22 @@ struct Beginning {
         KV(shape).write(rotated, key + dim, batch.slots[token], call.keys, call.values);
     }
 
-    // The same of the tokens first..last, from their hidden states on, by one thread.
-    void keep_keys(int64_t first, int64_t last, Worker &worker) const {
+    // projected [rows][columns] = the columns of q, k and v from `column` on, of some tokens by one thread; `normed` takes their tiles.
+    void project(int64_t first, const Tiles &own_tiles, int64_t column, uint32_t *normed, float *projected, Buffer &own) const {
         const step3_matrix &qkv = weights.qkv;
-        const int64_t rows = last - first, column = shape.share_q / PANEL * PANEL, columns = qkv.rows - column;
-        const Tiles own_tiles(rows);
-        uint32_t *normed = worker.rows().get<uint32_t>(rows * (qkv.pairs + columns));
-        float *projected = (float *)(normed + rows * qkv.pairs);
-        for (int64_t t = 0; t < rows; t++) begin(first + t, Place(normed, own_tiles, t, qkv.pairs), worker.own());
-        narrow(qkv, normed, own_tiles, worker.own());
-        multiply_columns(qkv, normed, own_tiles, column, columns, projected, worker.own());
+        for (int64_t t = 0; t < own_tiles.rows; t++) begin(first + t, Place(normed, own_tiles, t, qkv.pairs), own);
+        narrow(qkv, normed, own_tiles, own);
+        multiply_columns(qkv, normed, own_tiles, column, qkv.rows - column, projected, own);
+    }
+
+    // Keys and values of the tokens first..last, from their hidden states on, by one thread.
+    void keep_keys(int64_t first, int64_t last, Worker &worker) const {
+        const int64_t rows = last - first, column = shape.share_q / PANEL * PANEL, columns = weights.qkv.rows - column;
+        uint32_t *normed = worker.rows().get<uint32_t>(rows * (weights.qkv.pairs + columns));
+        float *projected = (float *)(normed + rows * weights.qkv.pairs);
+        project(first, Tiles(rows), column, normed, projected, worker.own());
         for (int64_t t = 0; t < rows; t++) keep_key(first + t, projected + t * columns + shape.share_q - column, worker.own());
     }
-};
-
-struct Layer : Beginning {
-    const LayerMemory &memory;
-    const std::vector<AttentionPlan::Group> &groups;
 
     // q_proj's part is normed for wq; key and value go into the cache.
     void split(int64_t token, const float *row, const Place &to, Buffer &own) const {
@@ -102,43 +110,42 @@ struct Layer : Beginning {
         pack_floats(out, size, 0, weights.wq.pairs, to);
     }
 
-    // All that precedes attention, of the tokens first..last, by one thread: what lies between stays in its caches.
-    void prepare(int64_t first, int64_t last, Worker &worker) const {
+    // All that precedes attention, of the tokens first..last, by one thread: what lies between stays in its caches. Queries become
+    // the tiles of their tasks in `packed`.
+    void prepare(int64_t first, int64_t last, const AttentionPlan &plan, uint32_t *packed, Worker &worker) const {
         const step3_matrix &qkv = weights.qkv, &wq = weights.wq;
         const int64_t rows = last - first, width = columns_of_heads(shape);
         const Tiles own_tiles(rows);
         // Tiles first: their rows are whole lines.
         uint32_t *normed = worker.rows().get<uint32_t>(rows * bytes_of_prepared(shape, weights) / 4), *inter = normed + rows * qkv.pairs;
         float *projected = (float *)(inter + rows * wq.pairs), *some_heads = projected + rows * qkv.rows;
-        for (int64_t t = 0; t < rows; t++) begin(first + t, Place(normed, own_tiles, t, qkv.pairs), worker.own());
-        narrow(qkv, normed, own_tiles, worker.own());
-        multiply_columns(qkv, normed, own_tiles, 0, qkv.rows, projected, worker.own());
+        project(first, own_tiles, 0, normed, projected, worker.own());
         for (int64_t t = 0; t < rows; t++)
             split(first + t, projected + t * qkv.rows, Place(inter, own_tiles, t, wq.pairs), worker.own());
         narrow(wq, inter, own_tiles, worker.own());
         for (int64_t column = 0; column < shape.heads * shape.head_dim; column += width) {
             multiply_columns(wq, inter, own_tiles, column, width, some_heads, worker.own());
-            for (int64_t t = 0; t < rows; t++) pack_heads(first + t, column / shape.head_dim, some_heads + t * width, worker.own());
+            for (int64_t t = 0; t < rows; t++)
+                pack_heads(first + t, column / shape.head_dim, some_heads + t * width, plan.groups[(size_t)(first + t)], packed, worker.own());
         }
     }
 
     // A token's queries of the heads from this one on, as many as a product gives.
-    void pack_heads(int64_t token, int64_t head, const float *queries, Buffer &own) const {
-        const auto &group = groups[(size_t)token];
+    void pack_heads(int64_t token, int64_t head, const float *queries, const AttentionPlan::Group &group, uint32_t *packed, Buffer &own) const {
         const int64_t dim = shape.head_dim, pairs = query_pairs(dim), last = std::min(shape.heads, head + columns_of_heads(shape) / dim);
         const Tiles tiles(group.tokens * shape.heads);
         float *room = own.get<float>(dim);
-        for (uint32_t *packed = memory.packed_query + group.first * shape.heads * pairs; head < last; head++, queries += dim) {
+        for (packed += group.first * shape.heads * pairs; head < last; head++, queries += dim) {
             const Place to(packed, tiles, (token - group.first) * shape.heads + head, pairs);
             pack_query<true>(shape, batch, token, queries, room, to);
         }
     }
 
     // hidden += attention; out = norm(hidden), in bf16 for the FFN
-    void end(int64_t token, float *out) const {
+    void end(int64_t token, const float *attended, float *out) const {
         const int64_t size = shape.hidden;
         float *row = batch.hidden + token * size;
-        const float *more = memory.attended + token * size;
+        const float *more = attended + token * size;
         for (int64_t i = 0; i < size; i++) row[i] += more[i];
         const float scale = inverse_rms(row, size, shape.eps);
         for (int64_t i = 0; i < size; i++) out[i] = row[i] * scale * weights.ffn_norm[i];
@@ -192,27 +199,27 @@ LayerMemory::LayerMemory(Workspace &workspace, int64_t threads, const step3_shap
 }
 
 void keep_keys(Worker &worker, const step3_shape &shape, const step3_batch &batch, const LayerCall &call) {
-    const Beginning beginning{shape, call.weights, batch, call, Tiles(batch.tokens)};
-    const Tiles &tiles = beginning.tiles;
+    const Layer layer{shape, call.weights, batch, call, Tiles(batch.tokens)};
     const int64_t parts = std::max<int64_t>(worker.size(), (batch.tokens + KEPT_AT_ONCE - 1) / KEPT_AT_ONCE);
-    worker.each(parts, [&](int64_t part) {
-        const int64_t first = tiles.count * part / parts, last = tiles.count * (part + 1) / parts;
-        if (first < last) beginning.keep_keys(tiles.start(first), tiles.start(last), worker);
-    });
+    each_part(worker, layer.tiles, parts, [&](int64_t first, int64_t last) { layer.keep_keys(first, last, worker); });
 }
 
 void attend_layer(Worker &worker, const step3_shape &shape, const step3_batch &batch, const AttentionPlan &plan,
                   const LayerCall &call, const LayerMemory &memory) {
     const step3_attention &weights = call.weights;
     const int64_t tokens = batch.tokens, size = shape.hidden, heads = shape.heads, dim = shape.head_dim;
-    const Layer layer{{shape, weights, batch, call, Tiles(tokens)}, memory, plan.groups};
+    const Layer layer{shape, weights, batch, call, Tiles(tokens)};
+    const struct Mixed {
+        const Layer &layer;
+        uint32_t *tiles;
+    } mixed{layer, memory.mixed};
     const AttentionInputs inputs{shape, batch, memory.query, memory.packed_query, call.keys, call.values, {memory.partials, heads, dim}};
     KeepMixed keep = [](void *given, int64_t token, int64_t head, const float *mixed) {
-        const auto &own = *(const Layer *)given;
+        const auto &[own, tiles] = *(const Mixed *)given;
         const int64_t pairs = own.weights.o_proj.pairs, width = own.shape.head_dim / 2;
         // o_proj's padding lies behind the last head.
         const int64_t until = head + 1 == own.shape.heads ? pairs : (head + 1) * width;
-        const Place to(own.memory.mixed, own.tiles, token, pairs);
+        const Place to(tiles, own.tiles, token, pairs);
         const bool is_large = own.batch.tokens * pairs * 4 > BEYOND_CACHES;
         is_large ? pack_floats<true>(mixed, own.shape.head_dim, head * width, until, to)
                  : pack_floats(mixed, own.shape.head_dim, head * width, until, to);
@@ -226,9 +233,8 @@ void attend_layer(Worker &worker, const step3_shape &shape, const step3_batch &b
         };
     };
     if (memory.parts) {
-        worker.each(memory.parts, [&](int64_t part) {
-            const int64_t first = layer.tiles.count * part / memory.parts, last = layer.tiles.count * (part + 1) / memory.parts;
-            layer.prepare(layer.tiles.start(first), layer.tiles.start(last), worker);
+        each_part(worker, layer.tiles, memory.parts, [&](int64_t first, int64_t last) {
+            layer.prepare(first, last, plan, memory.packed_query, worker);
         });
     } else {
         expect(worker, weights.qkv);
@@ -244,11 +250,11 @@ void attend_layer(Worker &worker, const step3_shape &shape, const step3_batch &b
     }
     expect(worker, weights.o_proj);
     worker.each((int64_t)plan.tasks.size(), [&](int64_t i) {
-        attend(inputs, plan.tasks[(size_t)i], worker.own(), keep, (void *)&layer);
+        attend(inputs, plan.tasks[(size_t)i], worker.own(), keep, (void *)&mixed);
     });
     if (!plan.merges.empty())
         worker.each((int64_t)plan.merges.size(), [&](int64_t i) {
-            merge(inputs, plan.merges[(size_t)i], worker.own(), keep, (void *)&layer);
+            merge(inputs, plan.merges[(size_t)i], worker.own(), keep, (void *)&mixed);
         });
     multiply_all(worker, weights.o_proj, memory.mixed, tokens, copy_to(memory.attended, size));
     const int64_t experts = shape.experts, at_once = memory.are_few ? 1 : FLOAT_ROWS;
@@ -256,7 +262,7 @@ void attend_layer(Worker &worker, const step3_shape &shape, const step3_batch &b
     worker.each((tokens + at_once - 1) / at_once, [&](int64_t group) {
         const int64_t first = group * at_once, count = std::min(at_once, tokens - first);
         float *rows = memory.are_few ? normed + first * size : worker.own().get<float>(at_once * (size + experts));
-        for (int64_t t = 0; t < count; t++) layer.end(first + t, rows + t * size);
+        for (int64_t t = 0; t < count; t++) layer.end(first + t, memory.attended, rows + t * size);
         if (memory.are_few || !weights.router) return;
         float *own = rows + at_once * size;
         layer.score(rows, count, 0, experts, own);
