@@ -26,6 +26,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from processes import family, processor_seconds
 from rich.console import Console
 from rich.table import Table
 
@@ -95,22 +96,9 @@ class Engine:
             int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9]
         )
         busy = user + nice + system + irq + softirq + steal
-        own = sum(map(_ticks, _family(self._process.pid)))
+        own = sum(map(processor_seconds, family(self._process.pid)))
         wall = (busy + idle + iowait) / (os.cpu_count() or 1)
-        return wall / tick, busy / tick, own / tick
-
-
-def _ticks(pid: int) -> int:
-    """What a process has taken of the processor."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return int(fields[11]) + int(fields[12])
-
-
-def _family(pid: int) -> list[int]:
-    """A process and all that it started, directly or not."""
-    threads = Path(f"/proc/{pid}/task").iterdir()
-    children = [int(child) for thread in threads for child in (thread / "children").read_text().split()]
-    return [pid, *(one for child in children for one in _family(child))]
+        return wall / tick, busy / tick, own
 
 
 @dataclass

@@ -12,12 +12,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from cpu_cases import answer_cases
 from server import Exchange, completion, free_port, own_server, peer_environment, peer_server, serving
 
 LONGEST = 4096
@@ -46,26 +46,17 @@ def main() -> None:
         command += ["--kv-cache-memory-bytes", str(2 << 30)]
     else:
         command, environment = peer_server(Path(sys.argv[3]), checkpoint, port, LONGEST), peer_environment()
-    known = set()
     with (
         tempfile.TemporaryDirectory() as folder,
         serving(command, environment, port, Path(folder) / "server.log") as served,
     ):
-        asyncio.run(seconds(port, [[5, 6, 7]], 1))
+
+        def measure(prompts: list[list[int]], new: int) -> float:
+            return asyncio.run(seconds(port, prompts, new))
+
+        measure([[5, 6, 7]], 1)
         print(json.dumps({"start": served.start_seconds}), flush=True)
-        for line in sys.stdin:
-            batch, prompt, new, number = json.loads(line)
-            # Prompts that another case had would be in the prefix cache.
-            draw = random.Random(f"{batch} {prompt} {number}")
-            prompts = [[draw.randrange(20, 4000) for _ in range(prompt)] for _ in range(batch)]
-            result = {}
-            first = asyncio.run(seconds(port, prompts, 1))
-            if line not in known:
-                known.add(line)
-                result["prefill"] = batch * prompt / first
-            cached = asyncio.run(seconds(port, prompts, 1))
-            result["decode"] = batch * (new - 1) / (asyncio.run(seconds(port, prompts, new)) - cached)
-            print(json.dumps(result), flush=True)
+        answer_cases(measure, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -2,16 +2,15 @@
 
     python cpu_worker.py step3|vllm CHECKPOINT
 
-Both engines answer to the same calls of `LLM`. A case is `[batch, prompt, new, number]`: `batch` prompts of
-`prompt` tokens drawn from `number`, behind which `new` tokens follow. Prefill is timed the first time only:
-afterwards the prompts are in the prefix cache, and the difference of two calls is the time of decoding.
+Both engines answer to the same calls of `LLM`. What a case is `cpu_cases.py` says.
 """
 
 import json
 import os
-import random
 import sys
 import time
+
+from cpu_cases import answer_cases
 
 STARTED = time.time()
 if sys.argv[1] == "vllm":
@@ -37,30 +36,16 @@ def main() -> None:
         **options,
     )
 
-    def seconds(prompts: list[dict[str, list[int]]], new: int) -> float:
+    def seconds(prompts: list[list[int]], new: int) -> float:
         params = SamplingParams(temperature=0, max_tokens=new, ignore_eos=True)
+        given = [{"prompt_token_ids": prompt} for prompt in prompts]
         begin = time.perf_counter()
-        llm.generate(prompts, params, use_tqdm=False)
+        llm.generate(given, params, use_tqdm=False)
         return time.perf_counter() - begin
 
-    seconds([{"prompt_token_ids": [5, 6, 7]}], 1)
+    seconds([[5, 6, 7]], 1)
     print(json.dumps({"start": time.time() - STARTED}), file=answers)
-    known = set()
-    for line in sys.stdin:
-        batch, prompt, new, number = json.loads(line)
-        # Prompts that another case had would be in the prefix cache.
-        draw = random.Random(f"{batch} {prompt} {number}")
-        prompts = [
-            {"prompt_token_ids": [draw.randrange(20, 4000) for _ in range(prompt)]} for _ in range(batch)
-        ]
-        result = {}
-        first = seconds(prompts, 1)
-        if line not in known:
-            known.add(line)
-            result["prefill"] = batch * prompt / first
-        cached = seconds(prompts, 1)
-        result["decode"] = batch * (new - 1) / (seconds(prompts, new) - cached)
-        print(json.dumps(result), file=answers)
+    answer_cases(seconds, answers)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from typing import Annotated, Any
 from urllib.request import urlopen
 
 import typer
+from processes import children, processor_seconds
 from rich.console import Console
 from rich.table import Table
 
@@ -157,7 +158,7 @@ def serving(command: list[str], environment: dict[str, str], port: int, log: Pat
             if process.poll() is not None or time.perf_counter() - started > START_LIMIT_SECONDS:
                 raise typer.BadParameter(f"the server did not start: {log.read_text()[-2000:]}")
             time.sleep(0.02)
-        yield Served(port, [process.pid, *_children(process.pid)], time.perf_counter() - started)
+        yield Served(port, [process.pid, *children(process.pid)], time.perf_counter() - started)
     finally:
         process.terminate()
         try:
@@ -175,26 +176,17 @@ def _is_healthy(port: int) -> bool:
         return False
 
 
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def measure(served: Served, load: Load, vocabulary: int) -> Speed:
     """The load's speed, after a short one to warm up."""
     warm_up = Load(load.concurrency, min(load.requests, 2 * load.concurrency), load.prompt, load.new)
     asyncio.run(offer(served.port, warm_up, vocabulary))
-    before = [_cpu_seconds(pid) for pid in served.pids[:2]]
+    before = [processor_seconds(pid) for pid in served.pids[:2]]
     own = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     started = time.perf_counter()
     answers = asyncio.run(offer(served.port, load, vocabulary))
     seconds = time.perf_counter() - started
     own = sum(resource.getrusage(resource.RUSAGE_SELF)[:2]) - own
-    used = [_cpu_seconds(pid) - then for pid, then in zip(served.pids[:2], before, strict=True)]
+    used = [processor_seconds(pid) - then for pid, then in zip(served.pids[:2], before, strict=True)]
     tokens = sum(count for _, _, count in answers)
     if tokens != load.requests * load.new:
         raise RuntimeError(f"{tokens} tokens came, {load.requests * load.new} were asked for")
