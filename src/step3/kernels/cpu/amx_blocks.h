@@ -84,6 +84,7 @@ static inline __attribute__((always_inline)) void add_columns(Kind, const Passin
     constexpr bool is_int8 = std::is_same_v<Kind, Int8>;
     constexpr int64_t step = is_int8 ? INT8_STEP : STEP, pair_bytes = is_int8 ? 64 : 128;
     const char *at = tile.at;
+    ScaledRows<Sum> waiting = pending.waiting;
     if (!tile.are_loaded) load_step<MANY>(at, c.laid);
     for (int64_t begin = 0, nth = 0; begin < c.pairs; begin += BLOCK_PAIRS, nth++) {
         clear_sums<MANY>();
@@ -92,13 +93,16 @@ static inline __attribute__((always_inline)) void add_columns(Kind, const Passin
             at = is_last ? tile.next : at + tile.rows * REGISTER_LINE;
             auto store_meanwhile = [&] {
                 for (int64_t i = 0; i < step; i += STEP) meanwhile.step();
-                pending.add(TILE * step / BLOCK_PAIRS);
+                waiting.add(TILE * step / BLOCK_PAIRS);
             };
             multiply_loaded<MANY, is_int8>(store_meanwhile, at, c.laid + (is_last ? 0 : pair + step) * pair_bytes);
         }
         store_sums<MANY>(pending.room(), PANEL);
-        pending.put(is_int8 ? c.row_scales + nth * tile.rows : nullptr, tile.rows, c.scales + nth * 2, c.is_first && begin == 0, sums);
+        waiting.add(TILE);
+        const float *of_rows = is_int8 ? c.row_scales + nth * tile.rows : nullptr;
+        waiting = pending.take(sums, tile.rows, c.scales + nth * 2, of_rows, c.is_first && begin == 0);
     }
+    pending.waiting = waiting;
 }
 
 // As `multiply`, of panels that hold `Kind`.
@@ -153,11 +157,11 @@ class BlockProduct {
 
     // What is done between two products.
     struct Meanwhile {
-        Stream &stream;
-        Finished<Keep> &finished;
+        Fours fours;
+        KeptRows<Keep> rows;
         __attribute__((always_inline)) void step() {
-            stream.fetch();
-            finished.keep_some();
+            fours.fetch();
+            rows.keep_some();
         }
     };
 
@@ -174,7 +178,7 @@ class BlockProduct {
             multiply_columns(weights, slice, pair, pairs, next(weights, slice, panel, pair, pairs), sums);
         }
         if (slice.end < m_.pairs) return;
-        pending_.add(TILE);
+        pending_.waiting.add(TILE);
         finished_.put(panel, first_, last_, sums);
     }
 
@@ -203,11 +207,11 @@ class BlockProduct {
         if (m_.scales) columns.laid = block_;
         // Meanwhile comes the next block, and some of what this thread reads behind the last.
         const int64_t blocks = (end_ - begin_) * ((m_.pairs + at_once_ - 1) / at_once_);
-        // And what the panel before has given is kept.
-        finished_.pace(tiles_.start(last_) - tiles_.start(first_), count() * (slice.end - slice.from) / STEP);
         const Range upcoming{next, next ? pairs * m_.pair_bytes() : 0};
-        Stream stream(upcoming, beyond_.part(done_++, blocks), (pairs + STEP - 1) / STEP * count());
-        Meanwhile meanwhile{stream, finished_};
+        Stream stream(upcoming, beyond_.part(done_++, blocks), count());
+        // And what the panel before has given is kept.
+        const int64_t steps = (pairs + STEP - 1) / STEP;
+        const bool in_pairs = (slice.end - slice.from) / STEP < TILE;
         // Where a tile's rows begin, and those columns of them.
         auto rows_of = [&](int64_t tile) { return a_ + (tiles_.start(tile) - tiles_.start(first_)) * m_.pairs; };
         auto columns_of = [&](int64_t tile) { return (const char *)(rows_of(tile) + (IS_INT8 ? pair / 2 : pair) * tiles_.size(tile)); };
@@ -217,6 +221,7 @@ class BlockProduct {
             const bool loads_next = tile + 1 < last_ && is_many(tile) == is_many(tile + 1);
             const Passing passing{columns_of(tile), tiles_.size(tile), are_loaded, loads_next ? columns_of(tile + 1) : nullptr};
             if (IS_INT8) columns.row_scales = row_scales(rows_of(tile), passing.rows, m_.pairs) + nth_block * passing.rows;
+            Meanwhile meanwhile{stream.next(steps), finished_.take(steps, in_pairs)};
             float *own_sums = sums + (tile - first_) * TILE * PANEL;
             if (is_many(tile))
                 add_columns<true>(Kind(), passing, columns, meanwhile, pending_, own_sums);

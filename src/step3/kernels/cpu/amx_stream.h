@@ -18,7 +18,7 @@ class StreamedProduct {
     void run() {
         if constexpr (IS_FP8) lay(m_.begin(begin_));
         for (int64_t panel = begin_; panel < end_; panel++) multiply_panel(Kind(), panel);
-        pending_.add(TILE);
+        pending_.waiting.add(TILE);
         keep_finished();
     }
 
@@ -73,9 +73,9 @@ class StreamedProduct {
             }
             store_sums<MANY>(pending_.room(), PANEL);
             // The block before, which may have been the last of its panel.
-            pending_.add(TILE);
+            pending_.waiting.add(TILE);
             keep_finished();
-            pending_.put(nullptr, rows_, weights.scales + begin / BLOCK_PAIRS * 2, begin == 0, results_);
+            pending_.waiting = pending_.take(results_, rows_, weights.scales + begin / BLOCK_PAIRS * 2, nullptr, begin == 0);
         }
         finished_ = panel;
     }

@@ -6,22 +6,27 @@
 // the next product.
 #include "experts.h"
 #include <algorithm>
+#include "silu.h"
 
 namespace step3 {
 namespace {
 
-// The first product ends in SwiGLU: a row's 16 inner activations of a panel, into its tile of the next product.
-void keep_inner(const TileSums &sums, int r, uint32_t *tile) {
-    const float *gate = sums.of(r), *up = gate + STRIP;
-    // Two loops: with numbers of 16 bits in it the compiler takes vectors of half the width.
-    alignas(64) float wide[STRIP];
-    alignas(64) uint16_t mixed[STRIP];
-    for (int i = 0; i < STRIP; i++) wide[i] = silu(gate[i]) * up[i];
-    round_to_bf16(wide, STRIP, mixed);
-    const Place to(tile, r, sums.rows);
-    constexpr int run = RUN == 1 ? 1 : STRIP / 2;
-    for (int i = 0; i < STRIP / 2; i += run) memcpy(to.pair(sums.panel * (STRIP / 2) + i), mixed + 2 * i, run * 4);
-}
+// The first product ends in SwiGLU: a row's 16 inner activations of a panel go into its tile of the next product.
+struct KeepInner {
+    uint32_t *rows;  // the tiles
+    int64_t pairs;
+    __attribute__((always_inline)) void operator()(const TileSums &sums, int r) const {
+        const float *gate = sums.of(r), *up = gate + STRIP;
+        Floats mixed[STRIP / LANES];
+        for (int i = 0; i < STRIP; i += LANES) mixed[i / LANES] = silu(load(gate + i)) * load(up + i);
+        const Place to(rows + sums.row * pairs, r, sums.rows);
+        const int64_t pair = sums.panel * (STRIP / 2);
+        if constexpr (RUN > 1) return round_to_bf16(mixed, (uint16_t *)to.pair(pair));
+        alignas(64) uint16_t rounded[STRIP];
+        round_to_bf16(mixed, rounded);
+        for (int i = 0; i < STRIP / 2; i++) memcpy(to.pair(pair + i), rounded + 2 * i, 4);
+    }
+};
 
 // out[begin..end] = the rows of a token's choices, weighted, and what every token uses. All rows are read at
 // once: each by itself would wait for memory.
@@ -42,6 +47,17 @@ void sum_choices(const uint16_t *rows, const int64_t *place, const float *weight
     }
 }
 }  // namespace
+
+// The second product gives rows of bf16.
+struct KeepOuter {
+    uint16_t *rows;
+    int64_t hidden;
+    bool is_large;
+    __attribute__((always_inline)) void operator()(const TileSums &sums, int r) const {
+        const int64_t column = sums.panel * PANEL;
+        keep_rounded(rows + (sums.row + r) * hidden + column, sums.of(r), columns_left(hidden, column), is_large);
+    }
+};
 
 // A tile of a job, as its first product reads it.
 void Rows::pack(const Job &job, int64_t tile, uint32_t *to, Buffer &own) const {
@@ -64,10 +80,7 @@ void Rows::narrow(const Job &job, int64_t tile, uint32_t *to, Buffer &own) const
     if (factor.narrow) narrow_tile(to, job.tiles.size(tile), factor.pairs, own);
 }
 
-void Rows::keep_outer(const Job &job, const TileSums &sums, int r) const {
-    const int64_t column = sums.panel * PANEL;
-    keep_rounded(outer + (job.first + sums.row + r) * hidden + column, sums.of(r), columns_left(hidden, column), is_large);
-}
+KeepOuter Rows::keep_outer(const Job &job) const { return {outer + job.first * hidden, hidden, is_large}; }
 
 // A job by one thread: what lies between the products stays in its second-level cache.
 void Rows::compute(const Job &job, Worker &worker) const {
@@ -81,12 +94,10 @@ void Rows::compute(const Job &job, Worker &worker) const {
         pack(job, tile, packed + row * first.pairs, worker.own());
         pad(job, tile, inner_tile(row));
     }
-    multiply(first, packed, job.tiles, 0, count, 0, job.gate_up.panels, worker.own(),
-             [&](const TileSums &sums, int r) { keep_inner(sums, r, inner_tile(sums.row)); },
+    multiply(first, packed, job.tiles, 0, count, 0, job.gate_up.panels, worker.own(), KeepInner{inner, second.pairs},
              second.upcoming(0, job.down.panels));
     for (int64_t tile = 0; tile < count; tile++) narrow(job, tile, inner_tile(job.tiles.start(tile)), worker.own());
-    multiply(second, inner, job.tiles, 0, count, 0, job.down.panels, worker.own(),
-             [&](const TileSums &sums, int r) { keep_outer(job, sums, r); });
+    multiply(second, inner, job.tiles, 0, count, 0, job.down.panels, worker.own(), keep_outer(job));
 }
 
 ChosenRows::ChosenRows(Workspace &workspace, const step3_ffn &ffn, const Choices &choices) {
@@ -150,15 +161,14 @@ void FFNCall::compute(Worker &worker, const step3_matrix *next) const {
     });
     worker.take((int64_t)jobs_.whole.size(), [&](int64_t i) { rows_.compute(jobs_.whole[(size_t)i], worker); });
     outer_product_.expect(worker);
-    inner_product_.run(worker, packed_, pairs_,
-                       [&](const Job &job, const TileSums &sums, int r) { keep_inner(sums, r, inner_tile(job, sums.row)); });
+    inner_product_.run(worker, packed_, pairs_, [&](const Job &job) { return KeepInner{inner_tile(job, 0), job.down.factor.pairs}; });
     if (narrows_)
         worker.each((int64_t)tiles_.size(), [&](int64_t i) {
             const auto &[job, tile] = tiles_[(size_t)i];
             rows_.narrow(*job, tile, inner_tile(*job, job->tiles.start(tile)), worker.own());
         });
     if (next) expect(worker, *next);
-    outer_product_.run(worker, inner_, inner_pairs_, [&](const Job &job, const TileSums &sums, int r) { rows_.keep_outer(job, sums, r); });
+    outer_product_.run(worker, inner_, inner_pairs_, [&](const Job &job) { return rows_.keep_outer(job); });
     // Once more: a barrier forgets what was expected in front of it.
     if (next) expect(worker, *next);
     // Summed by token in the order of its choices: independent of the batch around it. A few tokens are

@@ -23,6 +23,8 @@ struct ChosenRows {
     int64_t chosen() const { return starts.back(); }
 };
 
+struct KeepOuter;
+
 // The rows of the jobs and what is computed of them.
 struct Rows {
     const uint16_t *x;        // [tokens, hidden]
@@ -34,7 +36,7 @@ struct Rows {
     void pack(const Job &job, int64_t tile, uint32_t *to, Buffer &own) const;
     void pad(const Job &job, int64_t tile, uint32_t *to) const;
     void narrow(const Job &job, int64_t tile, uint32_t *to, Buffer &own) const;
-    void keep_outer(const Job &job, const TileSums &sums, int r) const;
+    KeepOuter keep_outer(const Job &job) const;
     void compute(const Job &job, Worker &worker) const;
 };
 

@@ -79,9 +79,9 @@ class Panels {
         worker.expect(part.factor(side_).range(part.panel, part.last));
     }
 
-    // keep(job, sums, r) gets each row's result, see `multiply`.
-    template <class Keep>
-    void run(Worker &worker, const uint32_t *a, int64_t pairs, Keep keep) const {
+    // keep_of(job) gets the results of a job's rows, see `multiply`.
+    template <class KeepOf>
+    void run(Worker &worker, const uint32_t *a, int64_t pairs, KeepOf keep_of) const {
         worker.runs(units(), [&](int64_t begin, int64_t end, int64_t next, int64_t next_end) {
             while (begin < end) {
                 const Part part = first_part(begin, end);
@@ -92,7 +92,7 @@ class Panels {
                 const int64_t tile = side.chunks.begin(part.chunk);
                 multiply(side.factor, a + job.first * pairs + job.tiles.start(tile) * side.factor.pairs, job.tiles, tile,
                          side.chunks.begin(part.chunk + 1), part.panel, part.last, worker.own(),
-                         [&](const TileSums &sums, int r) { keep(job, sums, r); }, upcoming);
+                         keep_of(job), upcoming);
             }
         });
     }

@@ -39,29 +39,27 @@ static inline uint8_t fp8_of_float(float x) {
     return (uint8_t)(sign | coded);
 }
 
+constexpr float LOG2_E = 1.44269504f, REST_OF_LOG2_E = 1.92596e-8f;
+constexpr float LEAST_EXPONENT = -87.f, MOST_EXPONENT = 88.f;
+// Adding 1.5 * 2^23 rounds to a whole number, which stands in the lowest bits.
+constexpr float TO_WHOLE = 12582912.f;
+// 2^x, of -1/2 to 1/2: the polynomial of least relative error, 1e-7; the highest power first.
+constexpr float POWER_OF_TWO[] = {1.326472731e-3f, 9.671512991e-3f, 5.550733581e-2f, 2.402224243e-1f, 6.931470037e-1f, 1.f};
+
 // e^x to about two units in the last place; 0 below -87.
 static inline float fast_exp(float x) {
-    constexpr float LOG2_E = 1.44269504f, REST_OF_LOG2_E = 1.92596e-8f;
-    const float clamped = x < -87.f ? -87.f : x > 88.f ? 88.f : x;
-    // Adding 1.5 * 2^23 rounds to a whole number, which stands in the lowest bits.
-    const float shifted = clamped * LOG2_E + 12582912.f;
-    const float rest = clamped * LOG2_E - (shifted - 12582912.f) + clamped * REST_OF_LOG2_E;
-    // 2^rest, of -1/2 to 1/2: the polynomial of least relative error, 1e-7.
-    float y = 1.326472731e-3f;
-    y = y * rest + 9.671512991e-3f;
-    y = y * rest + 5.550733581e-2f;
-    y = y * rest + 2.402224243e-1f;
-    y = y * rest + 6.931470037e-1f;
-    y = y * rest + 1.f;
+    const float clamped = x < LEAST_EXPONENT ? LEAST_EXPONENT : x > MOST_EXPONENT ? MOST_EXPONENT : x;
+    const float shifted = clamped * LOG2_E + TO_WHOLE;
+    const float rest = clamped * LOG2_E - (shifted - TO_WHOLE) + clamped * REST_OF_LOG2_E;
+    float y = POWER_OF_TWO[0];
+    for (int i = 1; i < 6; i++) y = y * rest + POWER_OF_TWO[i];
     uint32_t bits, whole;
     memcpy(&bits, &y, 4);
     memcpy(&whole, &shifted, 4);
     bits += whole << 23;
     memcpy(&y, &bits, 4);
-    return x < -87.f ? 0.f : y;
+    return x < LEAST_EXPONENT ? 0.f : y;
 }
-
-static inline float silu(float x) { return x / (1.f + fast_exp(-x)); }
 
 // 1 / rms(x)
 static inline float inverse_rms(const float *x, int64_t size, float eps) {

@@ -20,6 +20,17 @@ static inline void round_to_bf16(const float *x, int64_t size, uint16_t *out) {
     for (; i < size; i++) out[i] = (uint16_t)bf16_bits(x[i]);
 }
 
+// Of 16 numbers in vectors.
+static inline void round_to_bf16(const Floats (&x)[STRIP / LANES], uint16_t *out) {
+#if defined(__AVX512BF16__)
+    _mm256_storeu_si256((__m256i *)out, (__m256i)_mm512_cvtneps_pbh(x[0]));
+#else
+    alignas(64) float numbers[STRIP];
+    for (int i = 0; i < STRIP; i += LANES) store(numbers + i, x[i / LANES]);
+    round_to_bf16(numbers, STRIP, out);
+#endif
+}
+
 // Whole lines of the cache.
 template <bool PAST_CACHES>
 static inline void put_lines(void *to, const void *from, size_t bytes) {

@@ -7,8 +7,7 @@ namespace step3 {
 
 // 2^x to about three millionths, of x from -125 to 127: probabilities are rounded to bf16. NaN stays NaN.
 static inline Floats power_of_two(Floats x) {
-    // Adding 1.5 * 2^23 rounds to a whole number, which stands in the lowest bits.
-    const Floats shift = splat(12582912.f), shifted = x + shift, rest = x - (shifted - shift);
+    const Floats shift = splat(TO_WHOLE), shifted = x + shift, rest = x - (shifted - shift);
     // Of -1/2 to 1/2, the polynomial of least relative error.
     Floats y = splat(9.570102207e-3f);
     y = multiply_add(y, rest, splat(5.591785908e-2f));
@@ -45,7 +44,6 @@ struct Softened {
 
 // e^(scale * score - most) of the first `seen` scores, and zeros behind them, into a row's pairs.
 static inline Softened soften(const Scores &scores, int64_t seen, float scale, float most, const Place &to) {
-    constexpr float LOG2_E = 1.44269504f;
     const Floats factor = splat(scale * LOG2_E), shift = splat(-most * LOG2_E), least = splat(-125.f);
     const Floats nothing = splat(-std::numeric_limits<float>::infinity());
     Floats sums[VECTORS], most_of[VECTORS], y[VECTORS];

@@ -85,31 +85,52 @@ class PagesAhead {
     }
 };
 
-// Fetches two ranges evenly while the operands of `steps` instructions are loaded.
+// A range that is fetched between products: of each quarter a line by turns, and these four are counted as one. Up to three lines
+// at its end are left out.
 //
-// Registers wait for all that was stored before, so little is: four lines are asked for in a row, and counted as one.
-class Stream {
+// What stands between two products delays the second one. So each tile has one of its own, whose fields are registers.
+class Fours {
    public:
-    Stream(Range first, Range second, int64_t steps) : now_(first), then_(second), fours_(now_.left + then_.left), steps_(steps) {}
+    explicit Fours(Range range) : at_(range.at), left_(range.bytes / 64 / PLACES), stride_(left_ * 64) {}
+    int64_t left() const { return left_; }
+    // The next `count`, to be fetched in `steps` steps.
+    Fours take(int64_t count, int64_t steps) {
+        Fours taken = *this;
+        taken.left_ = std::min(left_, count);
+        taken.at_once_ = (taken.left_ + steps - 1) / steps;
+        at_ += taken.left_ * 64;
+        left_ -= taken.left_;
+        return taken;
+    }
     __attribute__((always_inline)) void fetch() {
-        for (due_ += fours_; due_ >= steps_; due_ -= steps_) {
-            if (!now_.left) std::swap(now_, then_);
-            if (!now_.left) return;
+        for (int64_t i = 0; i < at_once_ && left_; i++, left_--, at_ += 64)
 #pragma GCC unroll 4
-            for (int place = 0; place < PLACES; place++) _mm_prefetch(now_.at + place * now_.stride, _MM_HINT_T1);
-            now_.at += 64;
-            now_.left--;
-        }
+            for (int place = 0; place < PLACES; place++) _mm_prefetch(at_ + place * stride_, _MM_HINT_T1);
     }
 
    private:
-    // A line of each quarter of a range; up to three lines at its end are left out.
-    struct Fours {
-        const char *at;
-        int64_t left, stride;
-        explicit Fours(Range range) : at(range.at), left(range.bytes / 64 / PLACES), stride(left * 64) {}
-    };
+    const char *at_;
+    int64_t left_, stride_, at_once_ = 1;
+};
+
+// Two ranges that are fetched evenly while `tiles` tiles pass, the first one before the second.
+class Stream {
+   public:
+    Stream(Range first, Range second, int64_t tiles) : now_(first), then_(second), tiles_(now_.left() ? tiles : 0), tiles_then_(tiles - tiles_) {
+        if (!now_.left() || !then_.left() || tiles == 1) return;
+        tiles_then_ = std::clamp<int64_t>(tiles * then_.left() / (now_.left() + then_.left()), 1, tiles - 1);
+        tiles_ = tiles - tiles_then_;
+    }
+    // What is fetched while the next tile passes in `steps` steps.
+    Fours next(int64_t steps) {
+        if (!tiles_) now_ = then_, tiles_ = tiles_then_;
+        const int64_t share = (now_.left() + tiles_ - 1) / tiles_;
+        tiles_--;
+        return now_.take(share, steps);
+    }
+
+   private:
     Fours now_, then_;
-    int64_t fours_, steps_, due_ = 0;
+    int64_t tiles_, tiles_then_;  // that pass while the one is fetched, and the other
 };
 }  // namespace step3

@@ -66,6 +66,7 @@ static inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_
 static inline Floats either(Floats a, Floats b) { return _mm512_or_ps(a, b); }
 // b where one of them is NaN.
 static inline Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+static inline Floats smaller(Floats a, Floats b) { return _mm512_min_ps(a, b); }
 // The first `count` lanes, and behind them `rest`.
 static inline Floats first_lanes(Floats x, int64_t count, Floats rest) {
     return _mm512_mask_blend_ps((__mmask16)(count < 0 ? 0 : count < LANES ? (1 << count) - 1 : 0xffff), rest, x);
@@ -84,6 +85,7 @@ static inline void store(float *p, Floats x) { _mm256_storeu_ps(p, x); }
 static inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 static inline Floats either(Floats a, Floats b) { return _mm256_or_ps(a, b); }
 static inline Floats larger(Floats a, Floats b) { return _mm256_max_ps(a, b); }
+static inline Floats smaller(Floats a, Floats b) { return _mm256_min_ps(a, b); }
 static inline Floats first_lanes(Floats x, int64_t count, Floats rest) {
     const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), first = _mm256_set1_epi32((int)(count < LANES ? count : LANES));
     return _mm256_blendv_ps(rest, x, _mm256_castsi256_ps(_mm256_cmpgt_epi32(first, lanes)));

@@ -6,48 +6,69 @@
 
 namespace step3 {
 
-// Sums of a block that wait to be scaled and added to a tile's: their registers have only just been stored.
+// Sums of a block that are scaled and added to a tile's between the next block's products, as their registers have only just
+// been stored: a copy for each tile, as `Fours` is.
 template <class Sum>
-class Pending {
-   public:
-    Sum *room() { return sums_[turn_]; }
-    // What is in the room now belongs to `rows` rows of a tile, whose sums so far are in `out`.
-    void put(const float *of_rows, int rows, const float *scales, bool is_first, float *out) {
-        add(TILE);
-        waiting_ = {of_rows, rows, scales, is_first, out};
-        turn_ = 1 - turn_;
-    }
-    // Adds some rows more.
-    __attribute__((always_inline)) void add(int rows) {
-        Waiting &w = waiting_;
-        if (!w.rows) return;
-        rows = std::min(rows, w.rows);
-        const Sum *sums = sums_[1 - turn_] + w.done * PANEL;
-        float *out = w.out + w.done * PANEL;
+struct ScaledRows {
+    const Sum *sums = nullptr;
+    float *out = nullptr;  // the tile's sums so far
+    int rows = 0;
+    const float *scales = nullptr;
+    const float *of_rows = nullptr;  // the rows' scales, of integers
+    bool is_first = false;
+
+    // Adds some rows.
+    __attribute__((always_inline)) void add(int count) {
+        if (!rows) return;
+        count = std::min(count, rows);
         if constexpr (std::is_same_v<Sum, float>)
-            add_scaled(sums, rows, w.scales, w.is_first, out);
+            add_scaled(sums, count, scales, is_first, out);
         else
-            add_scaled(sums, w.of_rows + w.done, rows, w.scales, w.is_first, out);
-        w.done += rows;
-        w.rows -= rows;
+            add_scaled(sums, of_rows, count, scales, is_first, out), of_rows += count;
+        sums += count * PANEL;
+        out += count * PANEL;
+        rows -= count;
+    }
+};
+
+// Room for the sums of two blocks by turns, one that is multiplied and one that waits.
+template <class Sum>
+struct Pending {
+    ScaledRows<Sum> waiting;
+    Sum *room() { return sums_[turn_]; }
+    // What is in the room now waits, and belongs to `rows` rows of a tile, whose sums so far are in `out`.
+    ScaledRows<Sum> take(float *out, int rows, const float *scales, const float *of_rows, bool is_first) {
+        const Sum *sums = room();
+        turn_ = 1 - turn_;
+        return {sums, out, rows, scales, of_rows, is_first};
     }
 
    private:
-    struct Waiting {
-        const float *of_rows;
-        int rows;  // that are not added yet
-        const float *scales;
-        bool is_first;
-        float *out;
-        int done = 0;
-    };
     alignas(64) Sum sums_[2][TILE * PANEL];
     int turn_ = 0;
-    Waiting waiting_{};
 };
 
-// A finished panel's results, which are kept row by row between the products of the next panel: vectors compute, and
-// memory writes, while registers are multiplied.
+// Rows of a tile of results that are kept between the products of another tile: a copy for each of them, as `Fours` is.
+template <class Keep>
+class KeptRows {
+   public:
+    // The rows begin..end, one at a time, or two if IN_PAIRS.
+    KeptRows(Keep keep, const TileSums &sums, int begin, int end, bool in_pairs)
+        : keep_(keep), sums_(sums), row_(begin), end_(end), second_end_(in_pairs ? end : begin) {}
+    __attribute__((always_inline)) void keep_some() {
+        if (row_ < end_) keep_(sums_, row_++);
+        if (row_ < second_end_) keep_(sums_, row_++);
+    }
+
+   private:
+    const Keep keep_;
+    const TileSums sums_;
+    int row_;
+    const int end_, second_end_;
+};
+
+// A finished panel's results, which are kept while the next panel is multiplied: vectors compute, and memory writes, while
+// registers are multiplied.
 template <class Keep>
 class Finished {
    public:
@@ -57,28 +78,32 @@ class Finished {
         flush();
         tile_ = first;
         last_ = last;
-        row_ = 0;
         now_ = {tiles_.start(first), tiles_.size(first), panel, sums};
     }
-    // Keeps as many rows as make all `rows` of them in `steps` steps.
-    void pace(int64_t rows, int64_t steps) { pace_ = (rows + steps - 1) / steps; }
-    __attribute__((always_inline)) void keep_some() {
-        for (int64_t i = 0; i < pace_ && tile_ < last_; i++) keep_next();
+    // Rows of one tile that are kept in `steps` steps.
+    KeptRows<Keep> take(int64_t steps, bool in_pairs) {
+        if (tile_ == last_) return {keep_, now_, 0, 0, false};
+        const int begin = row_, end = (int)std::min<int64_t>(now_.rows, row_ + steps * (1 + in_pairs));
+        const KeptRows<Keep> taken(keep_, now_, begin, end, in_pairs);
+        pass(end);
+        return taken;
     }
     void flush() {
-        while (tile_ < last_) keep_next();
+        for (; tile_ < last_; pass(now_.rows))
+            for (int r = row_; r < now_.rows; r++) keep_(now_, r);
     }
 
    private:
-    Keep keep_;
+    const Keep keep_;
     const Tiles &tiles_;
-    int64_t tile_ = 0, last_ = 0, pace_ = 1;
+    int64_t tile_ = 0, last_ = 0;
     int row_ = 0;
     TileSums now_{};
 
-    __attribute__((always_inline)) void keep_next() {
-        keep_(now_, row_);
-        if (++row_ < now_.rows) return;
+    // The rows up to this one of the tile are taken.
+    void pass(int row) {
+        row_ = row;
+        if (row_ < now_.rows) return;
         row_ = 0;
         if (++tile_ < last_) now_ = {tiles_.start(tile_), tiles_.size(tile_), now_.panel, now_.sums + TILE * PANEL};
     }
