@@ -98,8 +98,9 @@ class VisionTower:
         rows = self._embed(pixels.to(self._device, self.dtype))
         for layer in range(self._network.sizes.num_hidden_layers):
             at = f"vision_model.transformer.layers.{layer}."
-            rows = rows + self._norm(at + "layer_norm1", self._attention(at + "self_attn.", rows))
-            rows = rows + self._norm(at + "layer_norm2", self._mlp(at + "mlp.", rows))
+            attended = self._products.attend(at + "self_attn", rows, self._network.num_attention_heads)
+            rows = rows + self._norm(at + "layer_norm1", attended)
+            rows = rows + self._norm(at + "layer_norm2", self._products.mlp(at + "mlp", rows))
         rows = rows[:, CLASS_ROWS:]
         grid = int(rows.shape[1] ** 0.5)
         picture = rows.transpose(1, 2).unflatten(2, (grid, grid))
@@ -134,12 +135,3 @@ class VisionTower:
                 table = torch.cat((table[:1], resized.flatten(2)[0].T.to(table.dtype)))
             self._positions[grid] = table
         return self._positions[grid]
-
-    def _attention(self, at: str, rows: Tensor) -> Tensor:
-        pictures, length, hidden = rows.shape
-        heads = self._network.num_attention_heads
-        qkv = self._products.dense(at + "qkv_proj", rows).view(pictures, length, 3, heads, hidden // heads)
-        return self._products.dense(at + "out_proj", self._products.attend(qkv))
-
-    def _mlp(self, at: str, rows: Tensor) -> Tensor:
-        return self._products.dense(at + "fc2", self._products.dense(at + "fc1", rows, activates=True))

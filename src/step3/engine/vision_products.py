@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from step3.kernels.cpu.vision import PackedDense, attend_picture
+from step3.kernels.cpu.vision import PackedDense, picture_attention, picture_mlp
 from step3.kernels.cpu.weights import Placement, Workspace
 
 
@@ -23,16 +23,20 @@ class VisionProducts(Protocol):
     @property
     def nbytes(self) -> int: ...
 
-    def dense(self, name: str, x: Tensor, *, activates: bool = False) -> Tensor:
-        """`[..., columns]` → `[..., rows]`, through the tower's activation if asked for."""
+    def dense(self, name: str, x: Tensor) -> Tensor:
+        """`[..., columns]` → `[..., rows]`."""
         ...
 
     def convolve(self, name: str, picture: Tensor, stride: int, padding: int = 0) -> Tensor:
         """`[pictures, channels, height, width]` of squares → the same of what a convolution makes of it."""
         ...
 
-    def attend(self, qkv: Tensor) -> Tensor:
-        """`[pictures, length, 3, heads, size]` → `[pictures, length, heads * size]`, each row to all rows."""
+    def attend(self, name: str, rows: Tensor, heads: int) -> Tensor:
+        """`[pictures, length, hidden]` → the same: `qkv_proj`, each row to all of its picture, `out_proj`."""
+        ...
+
+    def mlp(self, name: str, rows: Tensor) -> Tensor:
+        """`[pictures, length, hidden]` → the same: `fc1`, the tower's activation, `fc2`."""
         ...
 
 
@@ -43,6 +47,12 @@ def is_product(name: str, weight: Tensor) -> bool:
 
 def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
+
+
+def _attend(qkv: Tensor, heads: int) -> Tensor:
+    """`[pictures, length, 3 * heads * size]` → `[pictures, length, heads * size]`, each row to all rows."""
+    query, key, value = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
@@ -58,15 +68,17 @@ class TorchProducts:
     def nbytes(self) -> int:
         return sum(weight.nbytes for weight in self._weights.values())
 
-    def dense(self, name: str, x: Tensor, *, activates: bool = False) -> Tensor:
-        y = F.linear(x, *self._pair(name))
-        return self._activation(y) if activates else y
+    def dense(self, name: str, x: Tensor) -> Tensor:
+        return F.linear(x, *self._pair(name))
 
     def convolve(self, name: str, picture: Tensor, stride: int, padding: int = 0) -> Tensor:
         return F.conv2d(picture, *self._pair(name), stride=stride, padding=padding)
 
-    def attend(self, qkv: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4)).transpose(1, 2).flatten(2)
+    def attend(self, name: str, rows: Tensor, heads: int) -> Tensor:
+        return self.dense(f"{name}.out_proj", _attend(self.dense(f"{name}.qkv_proj", rows), heads))
+
+    def mlp(self, name: str, rows: Tensor) -> Tensor:
+        return self.dense(f"{name}.fc2", self._activation(self.dense(f"{name}.fc1", rows)))
 
     def _pair(self, name: str) -> tuple[Tensor, Tensor | None]:
         return self._weights[f"{name}.weight"], self._weights.get(f"{name}.bias")
@@ -97,10 +109,8 @@ class KernelProducts:
     def nbytes(self) -> int:
         return sum(layer.nbytes for layer in self._layers.values())
 
-    def dense(self, name: str, x: Tensor, *, activates: bool = False) -> Tensor:
-        in_kernel = activates and self._activation is quick_gelu
-        y = self._layers[name].forward(x, self._workspace, quick_gelu=in_kernel)
-        return self._activation(y) if activates and not in_kernel else y
+    def dense(self, name: str, x: Tensor) -> Tensor:
+        return self._layers[name].forward(x, self._workspace)
 
     def convolve(self, name: str, picture: Tensor, stride: int, padding: int = 0) -> Tensor:
         side = self._sides[name]
@@ -109,5 +119,14 @@ class KernelProducts:
         height = (picture.shape[2] + 2 * padding - side) // stride + 1
         return convolved.unflatten(2, (height, -1))
 
-    def attend(self, qkv: Tensor) -> Tensor:
-        return attend_picture(qkv, self._workspace)
+    def attend(self, name: str, rows: Tensor, heads: int) -> Tensor:
+        qkv, out_proj = self._layers[f"{name}.qkv_proj"], self._layers[f"{name}.out_proj"]
+        if rows.shape[2] // heads % 2:
+            return self.dense(f"{name}.out_proj", _attend(self.dense(f"{name}.qkv_proj", rows), heads))
+        return picture_attention(qkv, out_proj, rows, heads, self._workspace)
+
+    def mlp(self, name: str, rows: Tensor) -> Tensor:
+        fc1, fc2 = self._layers[f"{name}.fc1"], self._layers[f"{name}.fc2"]
+        if self._activation is quick_gelu:
+            return picture_mlp(fc1, fc2, rows, self._workspace)
+        return fc2.forward(self._activation(fc1.forward(rows, self._workspace)), self._workspace)

@@ -14,9 +14,10 @@ constexpr int TILE = HAS_AMX ? 32 : 12;        // most rows of a tile
 constexpr int RUN = HAS_AMX ? 16 : 1;          // pairs of a row that lie side by side
 
 // Rows that pass a panel while it is in the cache: with tile registers what fits into the second level with all else that
-// passes; of slices more, as their panels are read once for each.
-constexpr int64_t SLICE_PAIRS = 1024;  // of long rows, that pass some panels before the next ones do (amx_blocks.h)
-constexpr int64_t CHUNK_BYTES = 3 << 18, SLICED_CHUNK_BYTES = 1 << 20;
+// passes. Of long rows slices do, 256 of them with the sums of SLICED_PANELS panels: weights are read again for each 256 rows, and
+// rows for each 1,024 columns of the product.
+constexpr int64_t SLICE_PAIRS = 512;  // of long rows, that pass some panels before the next ones do (amx_blocks.h)
+constexpr int64_t CHUNK_BYTES = 3 << 18, SLICED_CHUNK_BYTES = 1 << 19;
 constexpr int64_t MIN_CHUNK_ROWS = HAS_AMX ? 64 : 288, MAX_CHUNK_ROWS = HAS_AMX ? 512 : 288;
 
 // Activations of an expert that a thread takes through both of its products, as they stay in the second-level cache;

@@ -15,7 +15,7 @@ template <class Kind>
 constexpr int64_t PAIRS_AT_ONCE = (std::is_same_v<Kind, Bf16> ? 4 : 2) * BLOCK_PAIRS;
 // So few tiles wait for memory: a packed panel passes them whole, so that their sums stay in the registers.
 constexpr int64_t FEW_TILES = 4;
-constexpr int64_t SLICED_PANELS = 8;  // that a slice of long rows passes
+constexpr int64_t SLICED_PANELS = 32;          // that a slice of long rows passes
 constexpr int64_t FETCHED_BEYOND = 384 << 10;  // bytes of what a thread reads next, in the second-level cache
 
 // Some columns of a panel, and the sums of a tile's rows, [32][32].

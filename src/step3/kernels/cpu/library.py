@@ -70,6 +70,12 @@ class Matrix(ctypes.Structure):
     )
 
 
+class Dense(ctypes.Structure):
+    """`step3_dense`: a linear layer of the vision tower."""
+
+    _fields_ = (("weight", Matrix), ("bias", c_void_p))
+
+
 class Attention(ctypes.Structure):
     """`step3_attention`: the attention side of a layer."""
 
@@ -178,11 +184,18 @@ _FUNCTIONS = {
         (c_void_p, c_int64, POINTER(Matrix), c_void_p, c_void_p, c_int64, c_int64, c_void_p),
     ),
     "step3_linear_float": (None, (c_int64, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p)),
-    "step3_dense": (
+    "step3_dense_forward": (
         None,
-        (c_void_p, c_int64, POINTER(Matrix), c_void_p, c_int64, c_void_p, c_int64, c_int64, c_void_p),
+        (c_void_p, c_int64, POINTER(Dense), c_void_p, c_int64, c_int64, c_void_p),
     ),
-    "step3_attend_picture": (None, (c_void_p, c_int64, c_void_p, *(c_int64,) * 4, c_void_p)),
+    "step3_picture_attention": (
+        None,
+        (c_void_p, c_int64, POINTER(Dense), POINTER(Dense), c_void_p, *(c_int64,) * 3, c_void_p),
+    ),
+    "step3_picture_mlp": (
+        None,
+        (c_void_p, c_int64, POINTER(Dense), POINTER(Dense), c_void_p, c_int64, c_void_p),
+    ),
     "step3_attend_layer": (
         None,
         (c_void_p, c_int64, POINTER(Shape), POINTER(Attention), POINTER(Batch), *(c_void_p,) * 6),

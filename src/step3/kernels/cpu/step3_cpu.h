@@ -37,6 +37,12 @@ struct step3_matrix {
     int64_t int8;                // whether many rows may be quantised to be multiplied with block-fp8 (int8.h)
 };
 
+// A linear layer of the vision tower. The bias is as long as all panels, zeros where there is none.
+struct step3_dense {
+    step3_matrix weight;
+    const float *bias;
+};
+
 // What of a layer the attention side holds. Norms and router are float32, router [experts, hidden] or null.
 struct step3_attention {
     const float *input_norm, *inter_norm, *ffn_norm, *router;
@@ -99,18 +105,22 @@ void step3_pack(const step3_stored *from, const step3_matrix *to, int64_t expert
 void step3_linear(Workspace *, int64_t threads, const step3_matrix *, const uint16_t *x, const int64_t *chosen,
                   int64_t rows, int64_t columns, float *out);
 
-// out [rows, matrix rows] bf16 = the same plus bias (or null), through x * sigmoid(1.702 x) where `quick_gelu` is set.
-void step3_dense(Workspace *, int64_t threads, const step3_matrix *, const float *bias, int64_t quick_gelu,
-                 const uint16_t *x, int64_t rows, int64_t columns, uint16_t *out);
+// out [rows, matrix rows] bf16 = the same of all rows, plus the bias.
+void step3_dense_forward(Workspace *, int64_t threads, const step3_dense *, const uint16_t *x, int64_t rows, int64_t columns,
+                         uint16_t *out);
 
 // out [rows, num_weights] float = x [rows, columns] float times weights [num_weights, columns] float, transposed.
 void step3_linear_float(int64_t threads, const float *x, int64_t rows, int64_t columns, const float *weights,
                         int64_t num_weights, float *out);
 
-// out [pictures, length, heads * size] bf16 = attention of every row to all rows of its picture;
-// qkv [pictures, length, 3, heads, size] bf16.
-void step3_attend_picture(Workspace *, int64_t threads, const uint16_t *qkv, int64_t pictures, int64_t length,
-                          int64_t heads, int64_t size, uint16_t *out);
+// out [pictures, length, hidden] bf16 = out_proj of attention of every row of x, the same shape, to all rows of its picture. qkv gives
+// queries, keys and values, each of them head by head, of an even size.
+void step3_picture_attention(Workspace *, int64_t threads, const step3_dense *qkv, const step3_dense *out_proj, const uint16_t *x,
+                             int64_t pictures, int64_t length, int64_t heads, uint16_t *out);
+
+// out [rows, hidden] bf16 = second(y * sigmoid(1.702 y)), y = first(x), of x [rows, hidden] bf16.
+void step3_picture_mlp(Workspace *, int64_t threads, const step3_dense *first, const step3_dense *second, const uint16_t *x,
+                       int64_t rows, uint16_t *out);
 
 // The batch's hidden states += answer (bf16, or null), then += attention. Writes normed x (bf16), and
 // ids [tokens, top_k] and weights where the layer has a router.

@@ -1,4 +1,4 @@
-"""Products and attention of the vision tower."""
+"""Layers of the vision tower."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import ctypes
 import torch
 from torch import Tensor
 
-from step3.kernels.cpu.library import num_threads
-from step3.kernels.cpu.weights import Placement, Workspace
+from step3.kernels.cpu.library import Dense, num_threads
+from step3.kernels.cpu.weights import PANEL, Placement, Workspace
 
 
 class PackedDense:
@@ -23,44 +23,72 @@ class PackedDense:
     def __init__(
         self, placement: Placement, weight: Tensor, bias: Tensor | None, *, mapped: bool = False
     ) -> None:
+        self.rows, self.columns = weight.shape
         self._weight = placement.take((weight,), mapped=mapped)
-        self._bias = None if bias is None else bias.float().contiguous()
+        self._bias = torch.zeros(-(-self.rows // PANEL) * PANEL)
+        if bias is not None:
+            self._bias[: self.rows] = bias
+        self._layer = Dense(self._weight.matrix, self._bias.data_ptr())
+        self.reference = ctypes.byref(self._layer)
 
     @property
     def nbytes(self) -> int:
-        return self._weight.nbytes + (0 if self._bias is None else self._bias.nbytes)
+        return self._weight.nbytes + self._bias.nbytes
 
-    def forward(self, x: Tensor, workspace: Workspace, *, quick_gelu: bool = False) -> Tensor:
-        """`[..., columns]` bfloat16 → `[..., rows]` bfloat16, through `x * sigmoid(1.702 x)` if asked for."""
-        x, matrix = x.contiguous(), self._weight.matrix
-        out = torch.empty(*x.shape[:-1], matrix.rows, dtype=torch.bfloat16)
-        self._weight.library.c.step3_dense(
+    def forward(self, x: Tensor, workspace: Workspace) -> Tensor:
+        """`[..., columns]` bfloat16 → `[..., rows]` bfloat16."""
+        x = x.contiguous()
+        out = torch.empty(*x.shape[:-1], self.rows, dtype=torch.bfloat16)
+        workspace.library.c.step3_dense_forward(
             workspace.pointer,
             num_threads(),
-            ctypes.byref(matrix),
-            None if self._bias is None else self._bias.data_ptr(),
-            quick_gelu,
+            self.reference,
             x.data_ptr(),
-            x.numel() // x.shape[-1],
-            x.shape[-1],
+            x.numel() // self.columns,
+            self.columns,
             out.data_ptr(),
         )
         return out
 
 
-def attend_picture(qkv: Tensor, workspace: Workspace) -> Tensor:
-    """Attention of every row to all rows of its picture, scaled by `size ** -0.5`.
+def picture_attention(
+    qkv: PackedDense, out_proj: PackedDense, x: Tensor, heads: int, workspace: Workspace
+) -> Tensor:
+    """Attention of every row to all rows of its picture, scaled by `size ** -0.5`, between its projections.
 
     Args:
-        qkv: `[pictures, length, 3, heads, size]` bfloat16.
+        qkv: gives `[3, heads, size]` for a row; the size of a head is even.
+        x: `[pictures, length, heads * size]` bfloat16.
 
     Returns:
-        `[pictures, length, heads * size]` bfloat16.
+        The same shape, bfloat16.
     """
-    qkv = qkv.contiguous()
-    pictures, length, _, heads, size = qkv.shape
-    out = torch.empty(pictures, length, heads * size, dtype=torch.bfloat16)
-    workspace.library.c.step3_attend_picture(
-        workspace.pointer, num_threads(), qkv.data_ptr(), pictures, length, heads, size, out.data_ptr()
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    workspace.library.c.step3_picture_attention(
+        workspace.pointer,
+        num_threads(),
+        qkv.reference,
+        out_proj.reference,
+        x.data_ptr(),
+        *x.shape[:2],
+        heads,
+        out.data_ptr(),
+    )
+    return out
+
+
+def picture_mlp(first: PackedDense, second: PackedDense, x: Tensor, workspace: Workspace) -> Tensor:
+    """`second(y * sigmoid(1.702 y))` with `y = first(x)`, `[..., hidden]` bfloat16 → the same."""
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    workspace.library.c.step3_picture_mlp(
+        workspace.pointer,
+        num_threads(),
+        first.reference,
+        second.reference,
+        x.data_ptr(),
+        x.numel() // first.columns,
+        out.data_ptr(),
     )
     return out

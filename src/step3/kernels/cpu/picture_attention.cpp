@@ -1,9 +1,11 @@
-// Attention of the vision tower: every row of a picture sees every other one, each head has its own keys.
+// Attention of a layer of the vision tower with its projections: every row of a picture sees every other one, each head has its
+// own keys.
 //
 // It is the product of factor.h twice: the keys of a head are panels of weights, queries are the rows; the values,
 // pair after pair of rows, are panels too, and the probabilities their rows. A tile's scores with all keys stay
 // in the second-level cache.
 #include <cmath>
+#include "dense.h"
 #include "softmax.h"
 
 using namespace step3;
@@ -63,13 +65,15 @@ void pack_values(const Heads &heads, int64_t picture, int64_t head, char *to) {
         }
 }
 
-// Rows first..first + count of a head.
-void attend_tile(const Heads &heads, const char *keys, int64_t picture, int64_t head, int64_t first, int count,
-                 Buffer &own, uint16_t *out) {
+// Rows first..first + count of a head, whose results go into tiles of the rows of all pictures.
+void attend_tile(const Heads &heads, const char *keys, int64_t picture, int64_t head, int64_t first, int count, Buffer &own,
+                 const Tiles &all, int64_t pairs, uint32_t *out) {
     const int64_t queries = count * heads.size_pairs(), probabilities = count * heads.length_pairs();
     const int64_t step = (HAS_AMX ? TILE : count) * PANEL;  // a product gives the rows of a whole tile
-    float *scores = own.get<float>(heads.length_panels() * step + queries + probabilities);
+    const int64_t channels = heads.size_panels() * PANEL;
+    float *scores = own.get<float>(heads.length_panels() * step + queries + probabilities + count * channels);
     uint32_t *query = (uint32_t *)(scores + heads.length_panels() * step), *tile = query + queries;
+    float *mixed = (float *)(tile + probabilities);
     const uint16_t *rows[TILE];
     for (int r = 0; r < count; r++) rows[r] = heads.row(picture, first + r, head, 0);
     pack_tile(rows, count, heads.size, heads.size_pairs(), query);
@@ -84,37 +88,43 @@ void attend_tile(const Heads &heads, const char *keys, int64_t picture, int64_t 
         const Scores row{scores + r * PANEL, step, heads.length_panels() * PANEL};
         inverse[r] = 1.f / soften(row, heads.length, scale, largest(row, heads.length) * scale, Place(tile, r, count)).sum;
     }
-    alignas(64) float mixed[TILE * PANEL];
+    alignas(64) float part[TILE * PANEL];
     for (int64_t panel = 0; panel < heads.size_panels(); panel++) {
-        multiply_by(tile, keys + heads.key_bytes() + panel * heads.length_pairs() * 128, heads.length_pairs(), mixed);
-        for (int r = 0; r < count; r++) {
-            uint16_t *to = out + (picture * heads.length + first + r) * heads.width() + head * heads.size + panel * PANEL;
-            for (int i = 0; i < columns_left(heads.size, panel * PANEL); i++)
-                to[i] = (uint16_t)bf16_bits(mixed[r * PANEL + i] * inverse[r]);
-        }
+        multiply_by(tile, keys + heads.key_bytes() + panel * heads.length_pairs() * 128, heads.length_pairs(), part);
+        for (int r = 0; r < count; r++)
+            for (int i = 0; i < PANEL; i++) mixed[r * channels + panel * PANEL + i] = part[r * PANEL + i] * inverse[r];
     }
+    const int64_t begin = head * heads.size / 2, end = head + 1 == heads.heads ? pairs : begin + heads.size / 2;
+    for (int r = 0; r < count; r++)
+        pack_floats(mixed + r * channels, heads.size, begin, end, Place(out, all, picture * heads.length + first + r, pairs));
 }
 }  // namespace
 
-extern "C" void step3_attend_picture(Workspace *workspace, int64_t threads, const uint16_t *qkv, int64_t pictures,
-                                     int64_t length, int64_t heads, int64_t size, uint16_t *out) {
-    if (!pictures || !length) return;
-    const Heads all{qkv, length, heads, size};
-    const Tiles tiles(length);
+extern "C" void step3_picture_attention(Workspace *workspace, int64_t threads, const step3_dense *qkv, const step3_dense *out_proj,
+                                        const uint16_t *x, int64_t pictures, int64_t length, int64_t heads, uint16_t *out) {
+    const int64_t rows = pictures * length, columns = out_proj->weight.rows, pairs = qkv->weight.pairs;
+    if (!rows) return;
+    uint32_t *packed = workspace->buffers[0].get<uint32_t>(rows * pairs);  // x, then what was attended
+    uint16_t *projected = workspace->buffers[1].get<uint16_t>(rows * qkv->weight.rows);
+    const Heads own{projected, length, heads, columns / heads};
+    const Tiles all(rows), tiles(length);
     const int64_t count = pictures * heads, runs = (tiles.count + TILES_OF_A_TASK - 1) / TILES_OF_A_TASK;
     // Behind the last panel a line more is fetched, not read.
-    char *panels = workspace->buffers[0].get<char>(count * all.bytes());
+    char *panels = workspace->buffers[2].get<char>(count * own.bytes());
     run(*workspace, threads, [&](Worker &worker) {
+        pack_rows(worker, x, nullptr, columns, all, pairs, packed);
+        multiply_all(worker, qkv->weight, packed, rows, KeepDense(*qkv, rows, projected));
         worker.each(count, [&](int64_t i) {
-            char *to = panels + i * all.bytes();
-            pack_keys(all, i / heads, i % heads, to);
-            pack_values(all, i / heads, i % heads, to + all.key_bytes());
+            char *to = panels + i * own.bytes();
+            pack_keys(own, i / heads, i % heads, to);
+            pack_values(own, i / heads, i % heads, to + own.key_bytes());
         });
         worker.each(count * runs, [&](int64_t task) {
             const int64_t i = task / runs, begin = task % runs * TILES_OF_A_TASK;
             for (int64_t tile = begin; tile < std::min(tiles.count, begin + TILES_OF_A_TASK); tile++)
-                attend_tile(all, panels + i * all.bytes(), i / heads, i % heads, tiles.start(tile), tiles.size(tile),
-                            worker.own(), out);
+                attend_tile(own, panels + i * own.bytes(), i / heads, i % heads, tiles.start(tile), tiles.size(tile), worker.own(),
+                            all, pairs, packed);
         });
+        multiply_all(worker, out_proj->weight, packed, rows, KeepDense(*out_proj, rows, out));
     });
 }
