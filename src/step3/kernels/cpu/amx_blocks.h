@@ -99,8 +99,8 @@ static inline __attribute__((always_inline)) void add_columns(Kind, const Passin
         }
         store_sums<MANY>(pending.room(), PANEL);
         waiting.add(TILE);
-        const float *of_rows = is_int8 ? c.row_scales + nth * tile.rows : nullptr;
-        waiting = pending.take(sums, tile.rows, c.scales + nth * 2, of_rows, c.is_first && begin == 0);
+        const float *scales_of_rows = is_int8 ? c.row_scales + nth * tile.rows : nullptr;
+        waiting = pending.take(sums, tile.rows, c.scales + nth * 2, scales_of_rows, c.is_first && begin == 0);
     }
     pending.waiting = waiting;
 }

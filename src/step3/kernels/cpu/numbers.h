@@ -44,15 +44,15 @@ constexpr float LEAST_EXPONENT = -87.f, MOST_EXPONENT = 88.f;
 // Adding 1.5 * 2^23 rounds to a whole number, which stands in the lowest bits.
 constexpr float TO_WHOLE = 12582912.f;
 // 2^x, of -1/2 to 1/2: the polynomial of least relative error, 1e-7; the highest power first.
-constexpr float POWER_OF_TWO[] = {1.326472731e-3f, 9.671512991e-3f, 5.550733581e-2f, 2.402224243e-1f, 6.931470037e-1f, 1.f};
+constexpr float EXP2_POLYNOMIAL[] = {1.326472731e-3f, 9.671512991e-3f, 5.550733581e-2f, 2.402224243e-1f, 6.931470037e-1f, 1.f};
 
 // e^x to about two units in the last place; 0 below -87.
 static inline float fast_exp(float x) {
     const float clamped = x < LEAST_EXPONENT ? LEAST_EXPONENT : x > MOST_EXPONENT ? MOST_EXPONENT : x;
     const float shifted = clamped * LOG2_E + TO_WHOLE;
     const float rest = clamped * LOG2_E - (shifted - TO_WHOLE) + clamped * REST_OF_LOG2_E;
-    float y = POWER_OF_TWO[0];
-    for (int i = 1; i < 6; i++) y = y * rest + POWER_OF_TWO[i];
+    float y = EXP2_POLYNOMIAL[0];
+    for (int i = 1; i < 6; i++) y = y * rest + EXP2_POLYNOMIAL[i];
     uint32_t bits, whole;
     memcpy(&bits, &y, 4);
     memcpy(&whole, &shifted, 4);

@@ -10,8 +10,8 @@ static inline Floats divided_by_one_and_exp(Floats x, Floats exponent) {
     const Floats clamped = smaller(splat(MOST_EXPONENT), larger(splat(LEAST_EXPONENT), exponent));
     const Floats shifted = multiply_add(clamped, splat(LOG2_E), splat(TO_WHOLE));
     const Floats rest = multiply_add(clamped, splat(REST_OF_LOG2_E), multiply_add(clamped, splat(LOG2_E), splat(TO_WHOLE) - shifted));
-    Floats y = splat(POWER_OF_TWO[0]);
-    for (int i = 1; i < 6; i++) y = multiply_add(y, rest, splat(POWER_OF_TWO[i]));
+    Floats y = splat(EXP2_POLYNOMIAL[0]);
+    for (int i = 1; i < 6; i++) y = multiply_add(y, rest, splat(EXP2_POLYNOMIAL[i]));
     return x / (splat(1.f) + times_power(y, shifted));
 }
 

@@ -63,32 +63,21 @@ def picture_attention(
     Returns:
         The same shape, bfloat16.
     """
-    x = x.contiguous()
-    out = torch.empty_like(x)
-    workspace.library.c.step3_picture_attention(
-        workspace.pointer,
-        num_threads(),
-        qkv.reference,
-        out_proj.reference,
-        x.data_ptr(),
-        *x.shape[:2],
-        heads,
-        out.data_ptr(),
-    )
-    return out
+    return _compute("step3_picture_attention", (qkv, out_proj), x, (*x.shape[:2], heads), workspace)
 
 
 def picture_mlp(first: PackedDense, second: PackedDense, x: Tensor, workspace: Workspace) -> Tensor:
     """`second(y * sigmoid(1.702 y))` with `y = first(x)`, `[..., hidden]` bfloat16 → the same."""
+    return _compute("step3_picture_mlp", (first, second), x, (x.numel() // first.columns,), workspace)
+
+
+def _compute(
+    function: str, layers: tuple[PackedDense, ...], x: Tensor, sizes: tuple[int, ...], workspace: Workspace
+) -> Tensor:
+    """`function(workspace, threads, *layers, x, *sizes, out)`, whose result has the shape of `x`."""
     x = x.contiguous()
     out = torch.empty_like(x)
-    workspace.library.c.step3_picture_mlp(
-        workspace.pointer,
-        num_threads(),
-        first.reference,
-        second.reference,
-        x.data_ptr(),
-        x.numel() // first.columns,
-        out.data_ptr(),
-    )
+    references = (layer.reference for layer in layers)
+    call = getattr(workspace.library.c, function)
+    call(workspace.pointer, num_threads(), *references, x.data_ptr(), *sizes, out.data_ptr())
     return out

@@ -14,7 +14,7 @@ struct ScaledRows {
     float *out = nullptr;  // the tile's sums so far
     int rows = 0;
     const float *scales = nullptr;
-    const float *of_rows = nullptr;  // the rows' scales, of integers
+    const float *scales_of_rows = nullptr;  // of integers
     bool is_first = false;
 
     // Adds some rows.
@@ -24,7 +24,7 @@ struct ScaledRows {
         if constexpr (std::is_same_v<Sum, float>)
             add_scaled(sums, count, scales, is_first, out);
         else
-            add_scaled(sums, of_rows, count, scales, is_first, out), of_rows += count;
+            add_scaled(sums, scales_of_rows, count, scales, is_first, out), scales_of_rows += count;
         sums += count * PANEL;
         out += count * PANEL;
         rows -= count;
@@ -37,10 +37,10 @@ struct Pending {
     ScaledRows<Sum> waiting;
     Sum *room() { return sums_[turn_]; }
     // What is in the room now waits, and belongs to `rows` rows of a tile, whose sums so far are in `out`.
-    ScaledRows<Sum> take(float *out, int rows, const float *scales, const float *of_rows, bool is_first) {
+    ScaledRows<Sum> take(float *out, int rows, const float *scales, const float *scales_of_rows, bool is_first) {
         const Sum *sums = room();
         turn_ = 1 - turn_;
-        return {sums, out, rows, scales, of_rows, is_first};
+        return {sums, out, rows, scales, scales_of_rows, is_first};
     }
 
    private:
