@@ -7,11 +7,26 @@
 #pragma once
 #include <algorithm>
 #include "amx.h"
+#include "numbers.h"
 
 namespace step3 {
 
 constexpr int TILE = HAS_AMX ? 32 : 12;        // most rows of a tile
 constexpr int RUN = HAS_AMX ? 16 : 1;          // pairs of a row that lie side by side
+
+// Two neighbouring values of a row, as products read them; `put_values` writes some of bf16 into the pairs from this one on.
+#if defined(__AVX512BW__)
+using Pair = uint32_t;  // of bf16
+static inline void put_values(Pair *to, const uint16_t *from, int64_t count) { memcpy(to, from, (size_t)count * 2); }
+#else
+// A processor that multiplies nothing but floats would widen them for each 16 columns anew, in the ports that multiply.
+struct Pair {
+    float first, second;
+};
+static inline void put_values(Pair *to, const uint16_t *from, int64_t count) {
+    for (int64_t i = 0; i < count; i++) (i % 2 ? to[i / 2].second : to[i / 2].first) = float_of_bf16(from[i]);
+}
+#endif
 
 // Rows that pass a panel while it is in the cache: with tile registers what fits into the second level with all else that
 // passes. Of long rows slices do, 256 of them with the sums of SLICED_PANELS panels: weights are read again for each 256 rows, and
@@ -49,16 +64,16 @@ struct Tiles {
 class Place {
    public:
     // Row `row` of the `rows` of a tile.
-    Place(uint32_t *tile, int row, int rows) : at_(tile + row * RUN), step_(rows * RUN) {}
-    Place(uint32_t *packed, const Tiles &tiles, int64_t row, int64_t pairs) : at_(packed), step_(0) {
+    Place(Pair *tile, int row, int rows) : at_(tile + row * RUN), step_(rows * RUN) {}
+    Place(Pair *packed, const Tiles &tiles, int64_t row, int64_t pairs) : at_(packed), step_(0) {
         const int64_t tile = tiles.of(row), start = tiles.start(tile);
         *this = Place(packed + start * pairs, (int)(row - start), tiles.size(tile));
     }
     // A pair; those up to the next multiple of RUN lie behind it.
-    uint32_t *pair(int64_t i) const { return at_ + i / RUN * step_ + i % RUN; }
+    Pair *pair(int64_t i) const { return at_ + i / RUN * step_ + i % RUN; }
 
    private:
-    uint32_t *at_;
+    Pair *at_;
     int64_t step_;
 };
 }  // namespace step3

@@ -113,7 +113,7 @@ static inline __attribute__((always_inline)) void add_columns(Kind, const Passin
 template <class Kind, class Keep>
 class BlockProduct {
    public:
-    BlockProduct(const Factor &m, const uint32_t *a, const Tiles &tiles, int64_t first, int64_t last, int64_t begin,
+    BlockProduct(const Factor &m, const Pair *a, const Tiles &tiles, int64_t first, int64_t last, int64_t begin,
                  int64_t end, Buffer &scratch, Keep keep, Range upcoming)
         : m_(m), a_(a), tiles_(tiles), first_(first), last_(last), begin_(begin), end_(end), finished_(keep, tiles),
           slice_(slice_of(m.pairs, m.stored)), panels_at_once_(slice_ < m.pairs ? SLICED_PANELS : 1),
@@ -139,7 +139,7 @@ class BlockProduct {
     static constexpr int64_t AT_ONCE = PAIRS_AT_ONCE<Kind>;
     static constexpr bool IS_INT8 = std::is_same_v<Kind, Int8>;
     const Factor &m_;
-    const uint32_t *a_;
+    const Pair *a_;
     const Tiles &tiles_;
     const int64_t first_, last_, begin_, end_;
     Finished<Keep> finished_;
@@ -233,7 +233,7 @@ class BlockProduct {
 };
 
 template <class Kind, class Keep>
-static inline void multiply_blocks(const Factor &m, const uint32_t *a, const Tiles &tiles, int64_t first, int64_t last,
+static inline void multiply_blocks(const Factor &m, const Pair *a, const Tiles &tiles, int64_t first, int64_t last,
                                    int64_t begin, int64_t end, Buffer &scratch, Keep keep, Range upcoming) {
     BlockProduct<Kind, Keep>(m, a, tiles, first, last, begin, end, scratch, keep, upcoming).run();
 }

@@ -13,7 +13,7 @@ template <class Keep>
 class OneRowProduct {
    public:
     // As `StreamedProduct`.
-    OneRowProduct(const Factor &m, const uint32_t *a, int64_t row, int64_t begin, int64_t end, Buffer &scratch, Keep keep, const char *then)
+    OneRowProduct(const Factor &m, const Pair *a, int64_t row, int64_t begin, int64_t end, Buffer &scratch, Keep keep, const char *then)
         : m_(m), wide_(widen(a, m.pairs, scratch)), row_(row), begin_(begin), end_(end), keep_(keep), ahead_(m.range(begin, end), then) {}
 
     void run() {
@@ -36,7 +36,7 @@ class OneRowProduct {
     static __attribute__((always_inline)) Floats odd(Pairs x) { return (Floats)_mm512_and_si512(x, _mm512_set1_epi32((int)0xffff0000)); }
 
     // Of 16 pairs at a time the even values, then the odd ones.
-    static const float *widen(const uint32_t *a, int64_t pairs, Buffer &scratch) {
+    static const float *widen(const Pair *a, int64_t pairs, Buffer &scratch) {
         float *wide = scratch.get<float>(2 * pairs);
         for (int64_t pair = 0; pair < pairs; pair += RUN) {
             const Pairs x = load_pairs(a + pair);

@@ -3,12 +3,18 @@
 #include "activations.h"
 #include "panels.h"
 #include "product.h"
+#include "team.h"
 
 #if defined(__AMX_BF16__)
 namespace step3 {
 
 constexpr int64_t STEP = RUN;        // pairs that one instruction sums
-constexpr int ROWS_IN_PLACE = TILE;  // most rows that are multiplied with weights as they are stored
+constexpr int ROWS = TILE;             // of a product
+constexpr int ROWS_IN_PLACE = TILE;    // most rows that are multiplied with weights as they are stored
+constexpr int EXPANDING_TILES = 1;   // so many tiles expand a panel of fp8 each for itself
+
+// Rows as they meet weights of fp8.
+static inline const Pair *rows_of_fp8(const Pair *a, int64_t, Buffer &) { return a; }
 
 static_assert(TILE == 2 * REGISTER_ROWS && STRIP == REGISTER_ROWS && BLOCK_PAIRS % STEP == 0);
 

@@ -12,7 +12,7 @@ template <bool MANY, class Kind, class Keep>
 class StreamedProduct {
    public:
     // Panels begin..end; `then` is what the thread reads behind them, or null.
-    StreamedProduct(const Factor &m, const uint32_t *a, int64_t row, int rows, int64_t begin, int64_t end, Keep keep, const char *then)
+    StreamedProduct(const Factor &m, const Pair *a, int64_t row, int rows, int64_t begin, int64_t end, Keep keep, const char *then)
         : m_(m), a_((const char *)a), row_(row), rows_(rows), begin_(begin), end_(end), keep_(keep), ahead_(m.range(begin, end), then) {}
 
     void run() {
@@ -89,7 +89,7 @@ class StreamedProduct {
 };
 
 template <bool MANY, class Keep>
-static inline void stream_panels(const Factor &m, const uint32_t *a, int64_t row, int rows, int64_t begin, int64_t end, Keep keep,
+static inline void stream_panels(const Factor &m, const Pair *a, int64_t row, int rows, int64_t begin, int64_t end, Keep keep,
                                  const char *then) {
     if (m.scales)
         StreamedProduct<MANY, Fp8, Keep>(m, a, row, rows, begin, end, keep, then).run();
@@ -99,7 +99,7 @@ static inline void stream_panels(const Factor &m, const uint32_t *a, int64_t row
 
 // As `multiply`, of the tile whose first row is `row`.
 template <class Keep>
-static inline void multiply_stream(const Factor &m, const uint32_t *a, int64_t row, int rows, int64_t begin, int64_t end, Buffer &scratch,
+static inline void multiply_stream(const Factor &m, const Pair *a, int64_t row, int rows, int64_t begin, int64_t end, Buffer &scratch,
                                    Keep keep, Range upcoming) {
     if (m.scales && rows == 1) return OneRowProduct<Keep>(m, a, row, begin, end, scratch, keep, upcoming.at).run();
     auto *stream = rows > REGISTER_ROWS ? stream_panels<true, Keep> : stream_panels<false, Keep>;

@@ -81,7 +81,7 @@ struct AttentionInputs {
     const step3_shape &shape;
     const step3_batch &batch;
     const float *query;
-    const uint32_t *packed;  // or null
+    const Pair *packed;  // or null
     const char *keys, *values;
     Partials partials;
 };

@@ -30,7 +30,7 @@ static void score_tile(const char *a, int rows, Two keys, int64_t pairs, Two ahe
 }
 
 // Scores [rows][32] of two pages of keys; the pages `ahead` are fetched meanwhile.
-static void score(const uint32_t *a, int rows, Two keys, int64_t pairs, Two ahead, float *out, int64_t out_step) {
+static void score(const Pair *a, int rows, Two keys, int64_t pairs, Two ahead, float *out, int64_t out_step) {
     auto *product = rows > REGISTER_ROWS ? score_tile<true> : score_tile<false>;
     product((const char *)a, rows, keys, pairs, ahead, out, out_step);
 }
@@ -61,14 +61,14 @@ static void mix_tile(const char *a, int rows, const char *panel, int64_t pairs, 
 }
 
 // out [rows][32] += probabilities times values, at the channels from this one on.
-static void mix(const uint32_t *a, int rows, const SeenValues &values, int64_t channel, float *out, int64_t out_step) {
+static void mix(const Pair *a, int rows, const SeenValues &values, int64_t channel, float *out, int64_t out_step) {
     auto *product = rows > REGISTER_ROWS ? mix_tile<true> : mix_tile<false>;
     product((const char *)a, rows, values.laid + channel / PANEL * LAID_PANEL, values.count * PAGE / 2, out, out_step);
 }
-#else
+#elif defined(__AVX512BW__)
 // Scores [rows][32] of two pages of keys; the pages `ahead` are fetched meanwhile.
 template <int R>
-static void score_panel(const uint32_t *a, int64_t row_step, Two keys, int64_t pairs, Two ahead, float *out,
+static void score_panel(const Pair *a, int64_t row_step, Two keys, int64_t pairs, Two ahead, float *out,
                         int64_t out_step) {
     Floats sums[R][VECTORS];
     clear(sums);
@@ -83,7 +83,7 @@ static int64_t bytes_of_laid(int64_t) { return 0; }
 static void lay_values(const SeenValues &) {}
 
 template <int R>
-static void mix_panel(const uint32_t *a, int64_t row_step, const char *const *pages, int64_t count, int64_t offset,
+static void mix_panel(const Pair *a, int64_t row_step, const char *const *pages, int64_t count, int64_t offset,
                       int64_t second, float *out, int64_t out_step) {
     Floats sums[R][VECTORS];
     for (int r = 0; r < R; r++)
@@ -97,19 +97,55 @@ static void mix_panel(const uint32_t *a, int64_t row_step, const char *const *pa
         for (int v = 0; v < VECTORS; v++) store(out + r * out_step + v * LANES, sums[r][v]);
 }
 
-static void score(const uint32_t *a, int rows, Two keys, int64_t pairs, Two ahead, float *out, int64_t out_step) {
+static void score(const Pair *a, int rows, Two keys, int64_t pairs, Two ahead, float *out, int64_t out_step) {
     each_group<ROWS>(rows, [&](auto group, int64_t done) {
         score_panel<group()>(a + done, rows, keys, pairs, ahead, out + done * out_step, out_step);
     });
 }
 
 // out [rows][32] += probabilities times values, at the channels from this one on.
-static void mix(const uint32_t *a, int rows, const SeenValues &values, int64_t channel, float *out, int64_t out_step) {
+static void mix(const Pair *a, int rows, const SeenValues &values, int64_t channel, float *out, int64_t out_step) {
     constexpr int64_t strip = PAGE * STRIP * 2;
     // With 16 channels left the second strip is the first again, and dropped.
     const int64_t second = channel + STRIP < values.head_dim ? strip : 0;
     each_group<ROWS>(rows, [&](auto group, int64_t done) {
         mix_panel<group()>(a + done, rows, values.pages, values.count, channel / STRIP * strip, second, out + done * out_step, out_step);
+    });
+}
+#else
+// Values are mixed as they lie in their pages.
+static int64_t bytes_of_laid(int64_t) { return 0; }
+static void lay_values(const SeenValues &) {}
+
+// Scores [rows][32] of two pages of keys; the pages `ahead` are fetched meanwhile.
+static void score(const Pair *a, int rows, Two keys, int64_t pairs, Two ahead, float *out, int64_t out_step) {
+    each_part(rows, [&](auto r, auto s, int strip, int64_t done) __attribute__((always_inline)) {
+        constexpr int R = decltype(r)::value, S = decltype(s)::value;
+        const char *pages[] = {keys.first, keys.second}, *strips[S];
+        for (int i = 0; i < S; i++) strips[i] = pages[strip + i];
+        Floats sums[R][2 * S];
+        clear(sums);
+        accumulate<R, S>(sums, a + done, rows, strips, 64, pairs, {strip ? ahead.second : ahead.first, done ? 0 : 64});
+        store_sums(sums, out + done * out_step + strip * STRIP, out_step);
+    });
+}
+
+// out [rows][32] += probabilities times values, at the channels from this one on.
+static void mix(const Pair *a, int rows, const SeenValues &values, int64_t channel, float *out, int64_t out_step) {
+    constexpr int64_t strip_bytes = PAGE * STRIP * 2;
+    // With 16 channels left the second strip is the first again, and dropped.
+    const int64_t offsets[] = {channel / STRIP * strip_bytes, (channel / STRIP + (channel + STRIP < values.head_dim)) * strip_bytes};
+    each_part(rows, [&](auto r, auto s, int strip, int64_t done) __attribute__((always_inline)) {
+        constexpr int R = decltype(r)::value, S = decltype(s)::value;
+        float *to = out + done * out_step + strip * STRIP;
+        Floats sums[R][2 * S];
+        load_sums(sums, to, out_step);
+        for (int64_t page = 0; page < values.count; page++) {
+            const char *next = values.pages[page + 1 < values.count ? page + 1 : page] + offsets[strip], *strips[S];
+            for (int i = 0; i < S; i++) strips[i] = values.pages[page] + offsets[strip + i];
+            accumulate<R, S>(sums, a + page * (PAGE / 2) * rows + done, rows, strips, 64, PAGE / 2, {next, done ? 0 : 64});
+        }
+        store_sums(sums, to, out_step);
     });
 }
 #endif

@@ -50,9 +50,9 @@ class Attending {
     int64_t begin_ = 0, end_ = 0, num_pages_ = 0;
     const char *keys_[KEYS_AT_ONCE / PAGE + 1], *values_[KEYS_AT_ONCE / PAGE];
 
-    const uint32_t *query_;  // tiles, which may be its own
-    uint32_t *own_query_;
-    uint32_t *weights_;      // a tile of probabilities
+    const Pair *query_;  // tiles, which may be its own
+    Pair *own_query_;
+    Pair *weights_;      // a tile of probabilities
     float *scores_;          // of a tile, [rows][KEYS_AT_ONCE]
     float *most_, *sum_;     // [rows]
     float *mixed_;           // [rows][channels]
@@ -67,8 +67,8 @@ class Attending {
             part = (std::remove_reference_t<decltype(part)>)(void *)(base ? base + size : nullptr);
             size += (bytes + 63) / 64 * 64;
         };
-        take(own_query_, inputs_.packed ? 0 : rows_ * pairs_ * 4);
-        take(weights_, TILE * KEYS_AT_ONCE * 2);
+        take(own_query_, inputs_.packed ? 0 : rows_ * pairs_ * (int64_t)sizeof(Pair));
+        take(weights_, TILE * KEYS_AT_ONCE / 2 * (int64_t)sizeof(Pair));
         take(scores_, TILE * KEYS_AT_ONCE * 4);
         take(most_, rows_ * 4);
         take(sum_, rows_ * 4);

@@ -31,7 +31,7 @@ struct KeepDense {
 // They go through x * sigmoid(1.702 x) into the tiles of the next layer.
 struct KeepActive {
     const float *bias;
-    uint32_t *tiles;
+    Pair *tiles;
     int64_t pairs;
     __attribute__((always_inline)) void operator()(const TileSums &sums, int r) const {
         Floats biased[VECTORS];
@@ -43,7 +43,7 @@ struct KeepActive {
 
 // Rows of x [rows][columns], of which those `chosen`, or the first ones, into tiles.
 static inline void pack_rows(Worker &worker, const uint16_t *x, const int64_t *chosen, int64_t columns, const Tiles &tiles, int64_t pairs,
-                             uint32_t *to) {
+                             Pair *to) {
     worker.each(tiles.count, [&](int64_t tile) {
         const int64_t first = tiles.start(tile);
         const uint16_t *rows[TILE];

@@ -13,7 +13,7 @@ namespace {
 
 // The first product ends in SwiGLU: a row's 16 inner activations of a panel go into its tile of the next product.
 struct KeepInner {
-    uint32_t *rows;  // the tiles
+    Pair *rows;  // the tiles
     int64_t pairs;
     __attribute__((always_inline)) void operator()(const TileSums &sums, int r) const {
         const float *gate = sums.of(r), *up = gate + STRIP;
@@ -24,7 +24,7 @@ struct KeepInner {
         if constexpr (RUN > 1) return round_to_bf16(mixed, (uint16_t *)to.pair(pair));
         alignas(64) uint16_t rounded[STRIP];
         round_to_bf16(mixed, rounded);
-        for (int i = 0; i < STRIP / 2; i++) memcpy(to.pair(pair + i), rounded + 2 * i, 4);
+        for (int i = 0; i < STRIP / 2; i++) put_values(to.pair(pair + i), rounded + 2 * i, 2);
     }
 };
 
@@ -60,7 +60,7 @@ struct KeepOuter {
 };
 
 // A tile of a job, as its first product reads it.
-void Rows::pack(const Job &job, int64_t tile, uint32_t *to, Buffer &own) const {
+void Rows::pack(const Job &job, int64_t tile, Pair *to, Buffer &own) const {
     const int count = job.tiles.size(tile);
     const int64_t row = job.first + job.tiles.start(tile);
     const Factor &factor = job.gate_up.factor;
@@ -71,11 +71,11 @@ void Rows::pack(const Job &job, int64_t tile, uint32_t *to, Buffer &own) const {
 }
 
 // What no panel of the first product writes of the second one's tile.
-void Rows::pad(const Job &job, int64_t tile, uint32_t *to) const {
+void Rows::pad(const Job &job, int64_t tile, Pair *to) const {
     pad_tile(to, job.tiles.size(tile), job.gate_up.panels * (STRIP / 2), job.down.factor.pairs);
 }
 
-void Rows::narrow(const Job &job, int64_t tile, uint32_t *to, Buffer &own) const {
+void Rows::narrow(const Job &job, int64_t tile, Pair *to, Buffer &own) const {
     const Factor &factor = job.down.factor;
     if (factor.narrow) narrow_tile(to, job.tiles.size(tile), factor.pairs, own);
 }
@@ -86,8 +86,8 @@ KeepOuter Rows::keep_outer(const Job &job) const { return {outer + job.first * h
 void Rows::compute(const Job &job, Worker &worker) const {
     const Factor &first = job.gate_up.factor, &second = job.down.factor;
     const int64_t count = job.tiles.count;
-    uint32_t *packed = worker.rows().get<uint32_t>(job.tiles.rows * (first.pairs + second.pairs));
-    uint32_t *inner = packed + job.tiles.rows * first.pairs;
+    Pair *packed = worker.rows().get<Pair>(job.tiles.rows * (first.pairs + second.pairs));
+    Pair *inner = packed + job.tiles.rows * first.pairs;
     auto inner_tile = [&](int64_t row) { return inner + row * second.pairs; };
     for (int64_t tile = 0; tile < count; tile++) {
         const int64_t row = job.tiles.start(tile);
@@ -146,8 +146,8 @@ FFNCall::FFNCall(Workspace &workspace, int64_t threads, const step3_ffn &ffn, co
         for (int64_t tile = 0; tile < job.tiles.count; tile++) tiles_.emplace_back(&job, tile);
     }
     const int64_t rows = chosen_.count;
-    packed_ = workspace.buffers[2].get<uint32_t>(rows * pairs_);
-    inner_ = workspace.buffers[3].get<uint32_t>(rows * inner_pairs_);
+    packed_ = workspace.buffers[2].get<Pair>(rows * pairs_);
+    inner_ = workspace.buffers[3].get<Pair>(rows * inner_pairs_);
     rows_ = {x, chosen_.token_of, ffn.hidden, workspace.buffers[4].get<uint16_t>(rows * ffn.hidden), rows * ffn.hidden * 2 > BEYOND_CACHES};
 }
 

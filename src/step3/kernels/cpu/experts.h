@@ -33,9 +33,9 @@ struct Rows {
     uint16_t *outer;  // [rows, hidden]
     bool is_large;
 
-    void pack(const Job &job, int64_t tile, uint32_t *to, Buffer &own) const;
-    void pad(const Job &job, int64_t tile, uint32_t *to) const;
-    void narrow(const Job &job, int64_t tile, uint32_t *to, Buffer &own) const;
+    void pack(const Job &job, int64_t tile, Pair *to, Buffer &own) const;
+    void pad(const Job &job, int64_t tile, Pair *to) const;
+    void narrow(const Job &job, int64_t tile, Pair *to, Buffer &own) const;
     KeepOuter keep_outer(const Job &job) const;
     void compute(const Job &job, Worker &worker) const;
 };
@@ -61,10 +61,10 @@ class FFNCall {
     std::vector<std::pair<const Job *, int64_t>> tiles_;  // of the jobs that threads share
     int64_t inner_pairs_ = 0;
     bool narrows_ = false;
-    uint32_t *packed_, *inner_;
+    Pair *packed_, *inner_;
     Rows rows_;
 
-    uint32_t *inner_tile(const Job &job, int64_t row) const {
+    Pair *inner_tile(const Job &job, int64_t row) const {
         return inner_ + job.first * inner_pairs_ + row * job.down.factor.pairs;
     }
 };

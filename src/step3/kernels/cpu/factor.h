@@ -6,7 +6,11 @@
 #include "int8_registers.h"
 #else
 #include "int8_vectors.h"
+#if defined(__AVX512BW__)
 #include "vector_product.h"
+#else
+#include "widened_product.h"
+#endif
 #endif
 
 namespace step3 {

@@ -23,13 +23,13 @@ static inline void narrow_pairs(const char *panel, int64_t pairs, char *to) {
 }
 
 // The scales of a narrow tile's rows, [blocks][rows].
-static inline float *row_scales(const uint32_t *tile, int rows, int64_t pairs) {
+static inline float *row_scales(const Pair *tile, int rows, int64_t pairs) {
     return (float *)(tile + int8_steps(pairs) * rows * STEP);
 }
 
 // A tile of pairs of bf16 to one of quads of bytes, 16 of each row side by side, in the same memory; behind it the
 // scales, which are those of the products.
-static inline void narrow_tile(uint32_t *tile, int rows, int64_t pairs, Buffer &own) {
+static inline void narrow_tile(Pair *tile, int rows, int64_t pairs, Buffer &own) {
     const int64_t blocks = (pairs + BLOCK_PAIRS - 1) / BLOCK_PAIRS;
     const __m512i upper = _mm512_set1_epi32((int)0xffff0000);
     float *scales = own.get<float>(blocks * rows);

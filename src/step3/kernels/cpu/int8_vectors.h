@@ -34,14 +34,14 @@ static inline void narrow_panel(const char *panel, int64_t pairs, char *to) {
 
 // A tile of pairs of bf16 to one of quads of bytes, in the same memory: [quads][rows], then [blocks][rows] of
 // scales, which are those of the products.
-static inline void narrow_tile(uint32_t *tile, int rows, int64_t pairs, Buffer &own) {
+static inline void narrow_tile(Pair *tile, int rows, int64_t pairs, Buffer &own) {
     const int64_t blocks = (pairs + BLOCK_PAIRS - 1) / BLOCK_PAIRS;
     const __mmask16 mask = (__mmask16)((1 << rows) - 1);
     const __m512i upper = _mm512_set1_epi32((int)0xffff0000), byte = _mm512_set1_epi32(0xff);
     float *scales = own.get<float>(blocks * 16);
-    uint32_t *to = tile;
+    Pair *to = tile;
     for (int64_t block = 0; block < blocks; block++) {
-        const uint32_t *from = tile + block * BLOCK_PAIRS * rows;
+        const Pair *from = tile + block * BLOCK_PAIRS * rows;
         const int64_t count = std::min(BLOCK_PAIRS, pairs - block * BLOCK_PAIRS);
         __m512 most = _mm512_setzero_ps();
         auto load = [&](int64_t pair, __m512(&x)[2]) {
@@ -81,7 +81,7 @@ static inline __m512i dot_quads(__m512i sum, __m512i unsigned_bytes, __m512i sig
 
 // sums[r] += rows r of a narrow tile times quads of a narrow panel.
 template <int R>
-static inline __attribute__((always_inline)) void accumulate_quads(__m512i (&sums)[R][2], const uint32_t *tile,
+static inline __attribute__((always_inline)) void accumulate_quads(__m512i (&sums)[R][2], const Pair *tile,
                                                                    const char *panel, int64_t quads,
                                                                    const char *ahead, int64_t ahead_step) {
     for (int64_t i = 0; i < quads; i++) {
@@ -103,7 +103,7 @@ static inline __attribute__((always_inline)) void accumulate_quads(__m512i (&sum
 // out [R][32] float = a narrow tile times a narrow panel, whose blocks have `scales` [blocks][2]. Meanwhile the
 // lines at `ahead` are fetched, `ahead_step` bytes for each pair.
 template <int R>
-static void multiply_narrow(const uint32_t *tile, const char *panel, const float *scales, int64_t pairs,
+static void multiply_narrow(const Pair *tile, const char *panel, const float *scales, int64_t pairs,
                             const char *ahead, int64_t ahead_step, float *out) {
     const float *row_scales = (const float *)(tile + pairs / 2 * R);
     const char *offsets = panel + pairs * 64;
@@ -137,7 +137,7 @@ static inline void multiply_narrow_tile(const Product &p, int rows) {
 #else
 static inline int64_t narrow_panel_bytes(int64_t, int64_t) { return 0; }
 static inline void narrow_panel(const char *, int64_t, char *) {}
-static inline void narrow_tile(uint32_t *, int, int64_t, Buffer &) {}
+static inline void narrow_tile(Pair *, int, int64_t, Buffer &) {}
 static inline void multiply_narrow_tile(const Product &, int) {}
 #endif
 }  // namespace step3

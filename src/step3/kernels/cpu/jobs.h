@@ -33,7 +33,7 @@ struct Jobs {
     // The rows first..first + rows of an expert.
     void add(const step3_matrix &gate_up, const step3_matrix &down, int64_t expert, int64_t first, int64_t rows) {
         if (!rows) return;
-        const int64_t at_most = JOB_BYTES / (4 * (gate_up.pairs + down.pairs));
+        const int64_t at_most = JOB_BYTES / ((int64_t)sizeof(Pair) * (gate_up.pairs + down.pairs));
         const bool is_one = rows <= TILE || (rows > at_most && at_most < MIN_JOB_ROWS);
         const int64_t tiles = (rows + TILE - 1) / TILE, parts = is_one ? 1 : (rows + at_most - 1) / at_most;
         for (int64_t part = 0; part < parts; part++) {
@@ -81,7 +81,7 @@ class Panels {
 
     // keep_of(job) gets the results of a job's rows, see `multiply`.
     template <class KeepOf>
-    void run(Worker &worker, const uint32_t *a, int64_t pairs, KeepOf keep_of) const {
+    void run(Worker &worker, const Pair *a, int64_t pairs, KeepOf keep_of) const {
         worker.runs(units(), [&](int64_t begin, int64_t end, int64_t next, int64_t next_end) {
             while (begin < end) {
                 const Part part = first_part(begin, end);

@@ -30,13 +30,13 @@ int64_t parts_to_prepare(const step3_shape &shape, const step3_attention &weight
 }
 
 // Rows packed for `m`, as its product takes them.
-void narrow(const step3_matrix &m, uint32_t *a, const Tiles &tiles, Buffer &own) {
+void narrow(const step3_matrix &m, Pair *a, const Tiles &tiles, Buffer &own) {
     for (int64_t tile = 0; is_narrow(m, tiles.rows) && tile < tiles.count; tile++)
         narrow_tile(a + tiles.start(tile) * m.pairs, tiles.size(tile), m.pairs, own);
 }
 
 // out [rows][columns] = all tiles times the matrix's columns from `begin` on, where a panel begins; by one thread.
-void multiply_columns(const step3_matrix &m, const uint32_t *a, const Tiles &tiles, int64_t begin, int64_t columns, float *out, Buffer &own) {
+void multiply_columns(const step3_matrix &m, const Pair *a, const Tiles &tiles, int64_t begin, int64_t columns, float *out, Buffer &own) {
     const int64_t panels = (columns + PANEL - 1) / PANEL, panel = begin / PANEL;
     const int64_t last = std::min(m.num_panels, panel + panels), then = std::min(m.num_panels, last + panels);
     auto keep = [&](const TileSums &sums, int r) {
@@ -84,7 +84,7 @@ struct Layer {
     }
 
     // projected [rows][columns] = the columns of q, k and v from `column` on, of some tokens by one thread; `normed` takes their tiles.
-    void project(int64_t first, const Tiles &own_tiles, int64_t column, uint32_t *normed, float *projected, Buffer &own) const {
+    void project(int64_t first, const Tiles &own_tiles, int64_t column, Pair *normed, float *projected, Buffer &own) const {
         const step3_matrix &qkv = weights.qkv;
         for (int64_t t = 0; t < own_tiles.rows; t++) begin(first + t, Place(normed, own_tiles, t, qkv.pairs), own);
         narrow(qkv, normed, own_tiles, own);
@@ -94,7 +94,7 @@ struct Layer {
     // Keys and values of the tokens first..last, from their hidden states on, by one thread.
     void keep_keys(int64_t first, int64_t last, Worker &worker) const {
         const int64_t rows = last - first, column = shape.share_q / PANEL * PANEL, columns = weights.qkv.rows - column;
-        uint32_t *normed = worker.rows().get<uint32_t>(rows * (weights.qkv.pairs + columns));
+        Pair *normed = worker.rows().get<Pair>(rows * (weights.qkv.pairs + columns));
         float *projected = (float *)(normed + rows * weights.qkv.pairs);
         project(first, Tiles(rows), column, normed, projected, worker.own());
         for (int64_t t = 0; t < rows; t++) keep_key(first + t, projected + t * columns + shape.share_q - column, worker.own());
@@ -112,12 +112,12 @@ struct Layer {
 
     // All that precedes attention, of the tokens first..last, by one thread: what lies between stays in its caches. Queries become
     // the tiles of their tasks in `packed`.
-    void prepare(int64_t first, int64_t last, const AttentionPlan &plan, uint32_t *packed, Worker &worker) const {
+    void prepare(int64_t first, int64_t last, const AttentionPlan &plan, Pair *packed, Worker &worker) const {
         const step3_matrix &qkv = weights.qkv, &wq = weights.wq;
         const int64_t rows = last - first, width = columns_of_heads(shape);
         const Tiles own_tiles(rows);
         // Tiles first: their rows are whole lines.
-        uint32_t *normed = worker.rows().get<uint32_t>(rows * bytes_of_prepared(shape, weights) / 4), *inter = normed + rows * qkv.pairs;
+        Pair *normed = worker.rows().get<Pair>(rows * bytes_of_prepared(shape, weights) / 4), *inter = normed + rows * qkv.pairs;
         float *projected = (float *)(inter + rows * wq.pairs), *some_heads = projected + rows * qkv.rows;
         project(first, own_tiles, 0, normed, projected, worker.own());
         for (int64_t t = 0; t < rows; t++)
@@ -131,7 +131,7 @@ struct Layer {
     }
 
     // A token's queries of the heads from this one on, as many as a product gives.
-    void pack_heads(int64_t token, int64_t head, const float *queries, const AttentionPlan::Group &group, uint32_t *packed, Buffer &own) const {
+    void pack_heads(int64_t token, int64_t head, const float *queries, const AttentionPlan::Group &group, Pair *packed, Buffer &own) const {
         const int64_t dim = shape.head_dim, pairs = query_pairs(dim), last = std::min(shape.heads, head + columns_of_heads(shape) / dim);
         const Tiles tiles(group.tokens * shape.heads);
         float *room = own.get<float>(dim);
@@ -188,10 +188,10 @@ LayerMemory::LayerMemory(Workspace &workspace, int64_t threads, const step3_shap
     : parts(parts_to_prepare(shape, weights, Tiles(tokens), threads)), are_few(tokens < 4 * threads) {
     auto &buffers = workspace.buffers;
     const int64_t shared = parts ? 0 : tokens, heads = shape.heads, dim = shape.head_dim;
-    normed = parts ? nullptr : buffers[0].get<uint32_t>(tokens * weights.qkv.pairs);
-    packed_query = parts ? buffers[0].get<uint32_t>(tokens * heads * query_pairs(dim)) : nullptr;
-    inter = buffers[1].get<uint32_t>(shared * weights.wq.pairs);
-    mixed = buffers[2].get<uint32_t>(tokens * weights.o_proj.pairs);
+    normed = parts ? nullptr : buffers[0].get<Pair>(tokens * weights.qkv.pairs);
+    packed_query = parts ? buffers[0].get<Pair>(tokens * heads * query_pairs(dim)) : nullptr;
+    inter = buffers[1].get<Pair>(shared * weights.wq.pairs);
+    mixed = buffers[2].get<Pair>(tokens * weights.o_proj.pairs);
     qkv = buffers[3].get<float>(shared * weights.qkv.rows);
     query = attended = buffers[4].get<float>(std::max(shared * heads * dim, tokens * shape.hidden));
     partials = buffers[5].get<float>(plan.partials * heads * (dim + 2));
@@ -211,7 +211,7 @@ void attend_layer(Worker &worker, const step3_shape &shape, const step3_batch &b
     const Layer layer{shape, weights, batch, call, Tiles(tokens)};
     const struct Mixed {
         const Layer &layer;
-        uint32_t *tiles;
+        Pair *tiles;
     } mixed{layer, memory.mixed};
     const AttentionInputs inputs{shape, batch, memory.query, memory.packed_query, call.keys, call.values, {memory.partials, heads, dim}};
     KeepMixed keep = [](void *given, int64_t token, int64_t head, const float *mixed) {

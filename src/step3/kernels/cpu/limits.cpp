@@ -39,13 +39,12 @@ extern "C" double step3_read_bandwidth(const char *memory, int64_t bytes, int64_
 }
 
 constexpr int64_t PAIRS = 128;
-constexpr int PEAK_ROWS = HAS_AMX ? TILE : ROWS;
 
 // Operands that stay in the first-level cache, and with vectors sums that stay in registers; all threads read the same ones, as
 // thread-local ones of a loaded library took 2.7 times as long. With zeros a processor draws less power and is faster than it ever is.
 struct PeakOperands {
     alignas(64) char panel[PAIRS * 128];
-    alignas(64) uint32_t a[PAIRS * PEAK_ROWS];
+    alignas(64) Pair a[PAIRS * ROWS];
     PeakOperands() {
         uint32_t state = 1;
         auto fill = [&state](void *to, size_t bytes) {
@@ -66,11 +65,11 @@ static void multiply_operands(const PeakOperands &operands) {
 #if defined(__AMX_BF16__)
     // Sums are not stored: a register is not loaded before they have reached the cache, which costs a fifth of the products.
     for (int64_t pair = 0; pair < PAIRS; pair += STEP)
-        multiply_step<true>((const char *)operands.a + pair * PEAK_ROWS * 4, operands.panel + pair * 128);
+        multiply_step<true>((const char *)operands.a + pair * ROWS * 4, operands.panel + pair * 128);
 #else
     alignas(64) float out[TILE * PANEL];
-    const Product p{operands.a, PEAK_ROWS, operands.panel, PAIRS, nullptr, operands.panel, 0, out};
-    multiply_tile<Bf16>(p, PEAK_ROWS);
+    const Product p{operands.a, ROWS, operands.panel, PAIRS, nullptr, operands.panel, 0, out};
+    multiply_tile<Bf16>(p, ROWS);
     // The result counts as used, so that the compiler leaves nothing out.
     asm volatile("" : : "r"(out) : "memory");
 #endif
@@ -86,7 +85,7 @@ extern "C" double step3_peak_flops(int64_t threads, double seconds) {
         while (now() - begin < seconds)
             for (int i = 0; i < 1000; i++) {
                 multiply_operands(operands);
-                total += PAIRS * PEAK_ROWS * PANEL * 4;
+                total += PAIRS * ROWS * PANEL * 4;
             }
     }
     return (double)total / (now() - begin) / 1e9;

@@ -8,7 +8,7 @@ static void multiply_rows(Workspace &workspace, int64_t threads, const step3_mat
                           int64_t rows, int64_t columns, Keep keep) {
     if (rows == 0) return;
     const Tiles tiles(rows);
-    uint32_t *packed = workspace.buffers[0].get<uint32_t>(rows * m.pairs);
+    Pair *packed = workspace.buffers[0].get<Pair>(rows * m.pairs);
     run(workspace, threads, [&](Worker &worker) {
         pack_rows(worker, x, chosen, columns, tiles, m.pairs, packed);
         multiply_all(worker, m, packed, rows, keep);

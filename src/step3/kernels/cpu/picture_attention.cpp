@@ -67,17 +67,18 @@ void pack_values(const Heads &heads, int64_t picture, int64_t head, char *to) {
 
 // Rows first..first + count of a head, whose results go into tiles of the rows of all pictures.
 void attend_tile(const Heads &heads, const char *keys, int64_t picture, int64_t head, int64_t first, int count, Buffer &own,
-                 const Tiles &all, int64_t pairs, uint32_t *out) {
+                 const Tiles &all, int64_t pairs, Pair *out) {
     const int64_t queries = count * heads.size_pairs(), probabilities = count * heads.length_pairs();
     const int64_t step = (HAS_AMX ? TILE : count) * PANEL;  // a product gives the rows of a whole tile
     const int64_t channels = heads.size_panels() * PANEL;
-    float *scores = own.get<float>(heads.length_panels() * step + queries + probabilities + count * channels);
-    uint32_t *query = (uint32_t *)(scores + heads.length_panels() * step), *tile = query + queries;
+    constexpr int64_t numbers = sizeof(Pair) / sizeof(float);
+    float *scores = own.get<float>(heads.length_panels() * step + (queries + probabilities) * numbers + count * channels);
+    Pair *query = (Pair *)(scores + heads.length_panels() * step), *tile = query + queries;
     float *mixed = (float *)(tile + probabilities);
     const uint16_t *rows[TILE];
     for (int r = 0; r < count; r++) rows[r] = heads.row(picture, first + r, head, 0);
     pack_tile(rows, count, heads.size, heads.size_pairs(), query);
-    auto multiply_by = [&](const uint32_t *a, const char *panel, int64_t pairs, float *to) {
+    auto multiply_by = [&](const Pair *a, const char *panel, int64_t pairs, float *to) {
         multiply_tile<Bf16>({a, count, panel, pairs, nullptr, panel + pairs * 128, 128, to}, count);
     };
     for (int64_t panel = 0; panel < heads.length_panels(); panel++)
@@ -104,7 +105,7 @@ extern "C" void step3_picture_attention(Workspace *workspace, int64_t threads, c
                                         const uint16_t *x, int64_t pictures, int64_t length, int64_t heads, uint16_t *out) {
     const int64_t rows = pictures * length, columns = out_proj->weight.rows, pairs = qkv->weight.pairs;
     if (!rows) return;
-    uint32_t *packed = workspace->buffers[0].get<uint32_t>(rows * pairs);  // x, then what was attended
+    Pair *packed = workspace->buffers[0].get<Pair>(rows * pairs);  // x, then what was attended
     uint16_t *projected = workspace->buffers[1].get<uint16_t>(rows * qkv->weight.rows);
     const Heads own{projected, length, heads, columns / heads};
     const Tiles all(rows), tiles(length);

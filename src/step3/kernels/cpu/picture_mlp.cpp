@@ -10,8 +10,8 @@ extern "C" void step3_picture_mlp(Workspace *workspace, int64_t threads, const s
                                   const uint16_t *x, int64_t rows, uint16_t *out) {
     const int64_t at_once = std::min(rows, ROWS_AT_ONCE), columns = second->weight.rows;
     const int64_t pairs = first->weight.pairs, inner_pairs = second->weight.pairs;
-    uint32_t *packed = workspace->buffers[0].get<uint32_t>(at_once * pairs);
-    uint32_t *inner = workspace->buffers[1].get<uint32_t>(at_once * inner_pairs);
+    Pair *packed = workspace->buffers[0].get<Pair>(at_once * pairs);
+    Pair *inner = workspace->buffers[1].get<Pair>(at_once * inner_pairs);
     run(*workspace, threads, [&](Worker &worker) {
         for (int64_t row = 0; row < rows; row += at_once) {
             const int64_t count = std::min(at_once, rows - row);

@@ -7,7 +7,7 @@ namespace step3 {
 
 // `out` is [rows][32] float, of as many rows as a tile has at most.
 struct Product {
-    const uint32_t *a;
+    const Pair *a;
     int64_t row_step;
     const char *panel;
     int64_t pairs;

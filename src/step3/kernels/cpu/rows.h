@@ -55,10 +55,10 @@ static inline void pack_floats(const float *x, int64_t size, int64_t begin, int6
             round_to_bf16(x, count, rounded);
         const uint16_t *from = rounded;
         if constexpr (RUN == 1) {
-            uint32_t *at = to.pair(pair);
+            Pair *at = to.pair(pair);
             for (const int64_t step = to.pair(1) - to.pair(0); pair < until; pair++, from += 2, at += step) {
                 _mm_prefetch((const char *)(at + FETCHED * step), _MM_HINT_T0);
-                memcpy(at, from, 4);
+                put_values(at, from, 2);
             }
         } else {
             // A head's channels may begin and end in the middle of a run.
@@ -81,7 +81,7 @@ static inline void pack_panel(const Floats (&x)[VECTORS], int64_t pair, const Pl
     alignas(64) uint16_t rounded[PANEL];
     for (int v = 0; v < VECTORS; v++) store(numbers + v * LANES, x[v]);
     round_to_bf16(numbers, PANEL, rounded);
-    for (int i = 0; i < PANEL / 2; i += RUN) memcpy(to.pair(pair + i), rounded + 2 * i, RUN * 4);
+    for (int i = 0; i < PANEL / 2; i += RUN) put_values(to.pair(pair + i), rounded + 2 * i, 2 * RUN);
 }
 
 // Runs task(row) for all rows, shared among the threads. Where there are tiles enough a thread takes a whole one, if
@@ -95,11 +95,11 @@ static inline void each_row(Worker &worker, const Tiles &tiles, Task task) {
 }
 
 // Rows of bf16 that make a whole tile: written from front to back.
-static inline void pack_tile(const uint16_t *const *rows, int count, int64_t size, int64_t pairs, uint32_t *to) {
+static inline void pack_tile(const uint16_t *const *rows, int count, int64_t size, int64_t pairs, Pair *to) {
     const int64_t whole = size / (2 * RUN) * RUN, begin = whole * count;
     if constexpr (RUN == 1) {
         for (int64_t i = 0; i < whole; i++)
-            for (int r = 0; r < count; r++) memcpy(to + i * count + r, rows[r] + 2 * i, 4);
+            for (int r = 0; r < count; r++) put_values(to + i * count + r, rows[r] + 2 * i, 2);
     } else {
         // Some of each row by turns: the processor foresees what comes of a row, and its lines of the tile stay in the cache.
         constexpr int64_t AT_ONCE = 32 * RUN;
@@ -115,17 +115,17 @@ static inline void pack_tile(const uint16_t *const *rows, int count, int64_t siz
         }
     }
     if (whole == pairs) return;
-    memset(to + begin, 0, (size_t)((pairs - whole) * count * 4));
+    memset(to + begin, 0, (size_t)((pairs - whole) * count) * sizeof(Pair));
     for (int r = 0; r < count; r++) {
         const Place place(to, r, count);
-        memcpy(place.pair(whole), rows[r] + 2 * whole, (size_t)(size - 2 * whole) * 2);
+        put_values(place.pair(whole), rows[r] + 2 * whole, size - 2 * whole);
     }
 }
 
 // Zeros to the pairs begin..end of all rows of a tile: they meet zeros, which do not make a NaN go away.
-static inline void pad_tile(uint32_t *tile, int count, int64_t begin, int64_t end) {
+static inline void pad_tile(Pair *tile, int count, int64_t begin, int64_t end) {
     for (int r = 0; r < count; r++)
-        for (int64_t pair = begin; pair < end; pair++) *Place(tile, r, count).pair(pair) = 0;
+        for (int64_t pair = begin; pair < end; pair++) *Place(tile, r, count).pair(pair) = {};
 }
 
 // A product's columns that begin at `column`, without the padding of the last panel.
@@ -157,7 +157,7 @@ struct Chunks {
     int64_t count, tiles;
     Chunks(const Tiles &all, const step3_matrix &m) : tiles(all.count) {
         const int64_t pairs = slice_of(m.pairs, m.stored), bytes = pairs < m.pairs ? SLICED_CHUNK_BYTES : CHUNK_BYTES;
-        const int64_t at_once = std::clamp(bytes / (pairs * 4), MIN_CHUNK_ROWS, MAX_CHUNK_ROWS);
+        const int64_t at_once = std::clamp(bytes / (pairs * (int64_t)sizeof(Pair)), MIN_CHUNK_ROWS, MAX_CHUNK_ROWS);
         count = (all.rows + at_once - 1) / at_once;
     }
     int64_t begin(int64_t chunk) const { return tiles * chunk / count; }
@@ -171,7 +171,7 @@ static inline void expect(Worker &worker, const step3_matrix &m) {
 }
 
 // Makes the tiles those that the product with `m` takes.
-static inline void narrow_tiles(Worker &worker, const step3_matrix &m, uint32_t *a, const Tiles &tiles) {
+static inline void narrow_tiles(Worker &worker, const step3_matrix &m, Pair *a, const Tiles &tiles) {
     if (!is_narrow(m, tiles.rows)) return;
     worker.each(tiles.count, [&](int64_t tile) {
         narrow_tile(a + tiles.start(tile) * m.pairs, tiles.size(tile), m.pairs, worker.own());
@@ -180,7 +180,7 @@ static inline void narrow_tiles(Worker &worker, const step3_matrix &m, uint32_t 
 
 // packed rows, which may be made narrow, times the whole matrix, shared among the threads.
 template <class Keep>
-static inline void multiply_all(Worker &worker, const step3_matrix &m, uint32_t *a, int64_t rows, Keep keep) {
+static inline void multiply_all(Worker &worker, const step3_matrix &m, Pair *a, int64_t rows, Keep keep) {
     Tiles tiles(rows);
     narrow_tiles(worker, m, a, tiles);
     Chunks chunks(tiles, m);

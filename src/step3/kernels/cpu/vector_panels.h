@@ -5,17 +5,9 @@
 
 namespace step3 {
 
-// A tile times a panel of fp8, where processors expand it as they multiply, or of bf16.
-static inline void multiply_tile_of(const Product &p, int rows, bool is_fp8) {
-#if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
-    if (is_fp8) return multiply_tile<Fp8>(p, rows);
-#endif
-    multiply_tile<Bf16>(p, rows);
-}
-
 // One tile times packed panels, which are read once, as fast as memory gives them.
 template <class Keep>
-static inline void multiply_stream(const Factor &m, const uint32_t *a, int64_t row, int rows, int64_t begin, int64_t end,
+static inline void multiply_stream(const Factor &m, const Pair *a, int64_t row, int rows, int64_t begin, int64_t end,
                                    Buffer &, Keep keep, Range) {
     constexpr int64_t ahead = 4096;
     alignas(64) float out[TILE * PANEL];
@@ -30,11 +22,11 @@ static inline void multiply_stream(const Factor &m, const uint32_t *a, int64_t r
 
 // As `multiply`.
 template <class Keep>
-static inline void multiply_panels(const Factor &m, const uint32_t *a, const Tiles &tiles, int64_t first, int64_t last,
+static inline void multiply_panels(const Factor &m, const Pair *a, const Tiles &tiles, int64_t first, int64_t last,
                                    int64_t begin, int64_t end, Buffer &scratch, Keep keep, Range upcoming) {
     alignas(64) float out[TILE * PANEL];
     const int64_t bytes = m.panel_bytes(), count = last - first;
-    const bool expands = m.scales && !m.narrow && (!EXPANDS_FP8 || count > 2), is_fp8 = m.scales && !expands;
+    const bool expands = m.scales && !m.narrow && count > EXPANDING_TILES, is_fp8 = m.scales && !expands;
     const int64_t laid_out = m.narrow ? narrow_panel_bytes(m.pairs, m.blocks()) : expands ? m.pairs * 128 : 0;
     char *wide = scratch.get<char>(laid_out + m.room());
     char *room = wide + laid_out;

@@ -1,11 +1,19 @@
-// The product with vectors: up to ROWS rows of activations, whose sums stay in registers, times a panel.
+// The product with vectors of AVX-512: up to ROWS rows of activations, whose sums stay in registers, times a panel.
 #pragma once
 #include "activations.h"
 #include "panels.h"
 #include "product.h"
+#include "team.h"
 
 namespace step3 {
 
+#if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
+constexpr int ROWS = 12;  // 12 x 2 sums, two vectors of weights and one of activations fill 27 of 32 registers
+constexpr int EXPANDING_TILES = 2;  // so many tiles expand a panel of fp8 each for itself
+#else
+constexpr int ROWS = 8;
+constexpr int EXPANDING_TILES = 0;
+#endif
 constexpr int ROWS_IN_PLACE = ROWS;     // most rows that are multiplied with weights as they are stored
 
 struct Bf16 {
@@ -32,7 +40,7 @@ struct Fp8 {
 // Meanwhile the lines at `ahead` and `gap` bytes behind it are fetched into the cache.
 template <int R, _mm_hint CACHE, class Source>
 static inline __attribute__((always_inline)) void accumulate(Floats (&sums)[R][VECTORS],
-                                                             const Source &source, const uint32_t *a,
+                                                             const Source &source, const Pair *a,
                                                              int64_t row_step, const char *first,
                                                              const char *second, int64_t step, int64_t pairs,
                                                              const char *ahead, int64_t gap, int64_t ahead_step) {
@@ -101,14 +109,14 @@ template <int R, bool QUANTISED>
 static void multiply_strips(const Product &p, const Strip (&strips)[2], const Fetch &fetch) {
     constexpr int64_t STEP = QUANTISED ? 32 : 16;  // pairs
     alignas(64) char laid[STEP * 128];
-    [[maybe_unused]] alignas(64) char wide[QUANTISED && !EXPANDS_FP8 ? STEP * 128 : 64];
+    [[maybe_unused]] alignas(64) char wide[QUANTISED && !EXPANDING_TILES ? STEP * 128 : 64];
     Floats sums[R][VECTORS], totals[R][VECTORS];
     clear(sums);
     clear(totals);
     for (int64_t pair = 0; pair < p.pairs; pair += STEP) {
         const int64_t pairs = std::min(STEP, p.pairs - pair);
         fill_pairs<false>(strips, pair / STEP * BLOCK_BYTES, pairs, QUANTISED, fetch, laid);
-        const uint32_t *a = p.a + pair * p.row_step;
+        const Pair *a = p.a + pair * p.row_step;
         if constexpr (!QUANTISED) {
             accumulate<R, _MM_HINT_T0>(sums, Bf16(), a, p.row_step, laid, laid + 64, 128, pairs, laid, 64, 0);
             continue;
@@ -140,6 +148,17 @@ static inline void multiply_tile(const Product &p, int rows) {
         multiply_panel<group(), Source>(own);
     });
 }
+
+// A tile times a panel of fp8, where processors expand it as they multiply, or of bf16.
+static inline void multiply_tile_of(const Product &p, int rows, [[maybe_unused]] bool is_fp8) {
+#if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
+    if (is_fp8) return multiply_tile<Fp8>(p, rows);
+#endif
+    multiply_tile<Bf16>(p, rows);
+}
+
+// Rows as they meet weights of fp8.
+static inline const Pair *rows_of_fp8(const Pair *a, int64_t, Buffer &) { return a; }
 
 static inline void multiply_stored(const Product &p, int rows, const Strip (&strips)[2], bool quantised, const Fetch &fetch) {
     each_group<ROWS>(rows, [&](auto group, int64_t) {

@@ -12,23 +12,23 @@
 
 namespace step3 {
 
-#if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
+#if defined(__AVX512BW__)
 constexpr int LANES = 16;
-constexpr int ROWS = 12;  // 12 x 2 sums, two vectors of weights and one of activations fill 27 of 32 registers
-constexpr bool EXPANDS_FP8 = true;
 using Floats = __m512;
 using Pairs = __m512i;
+#else
+constexpr int LANES = 8;
+using Floats = __m256;
+using Pairs = __m256i;
+#endif
+
+#if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
 using Operand = __m512i;
 static inline Floats dot(Floats sum, Operand b, Operand a) {
     return _mm512_dpbf16_ps(sum, (__m512bh)b, (__m512bh)a);
 }
 static inline Operand operand(Pairs p) { return p; }
 #elif defined(__AVX512BW__)
-constexpr int LANES = 16;
-constexpr int ROWS = 8;
-constexpr bool EXPANDS_FP8 = false;
-using Floats = __m512;
-using Pairs = __m512i;
 struct Operand {
     Floats low, high;
 };
@@ -38,22 +38,6 @@ static inline Operand operand(Pairs p) {
 }
 static inline Floats dot(Floats sum, Operand b, Operand a) {
     return _mm512_fmadd_ps(b.high, a.high, _mm512_fmadd_ps(b.low, a.low, sum));
-}
-#else
-constexpr int LANES = 8;
-constexpr int ROWS = 2;
-constexpr bool EXPANDS_FP8 = false;
-using Floats = __m256;
-using Pairs = __m256i;
-struct Operand {
-    Floats low, high;
-};
-static inline Operand operand(Pairs p) {
-    return {_mm256_castsi256_ps(_mm256_slli_epi32(p, 16)),
-            _mm256_castsi256_ps(_mm256_and_si256(p, _mm256_set1_epi32(0xffff0000)))};
-}
-static inline Floats dot(Floats sum, Operand b, Operand a) {
-    return _mm256_fmadd_ps(b.high, a.high, _mm256_fmadd_ps(b.low, a.low, sum));
 }
 #endif
 
@@ -94,7 +78,6 @@ static inline Floats times_power(Floats x, Floats whole) {
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(_mm256_castps_si256(whole), 23)));
 }
 static inline Pairs load_pairs(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
-static inline Operand splat_pair(const uint32_t *p) { return operand(_mm256_set1_epi32((int)*p)); }
 #endif
 
 static inline float largest_of(Floats x) {
@@ -313,7 +296,7 @@ static inline __attribute__((always_inline)) void expand_fp8(const char *from, c
         _mm512_storeu_si512(to + 128 * i + 64, second);
     }
 }
-#else
+#elif defined(__AVX512BW__)
 static inline void expand_fp8(const char *from, char *to, int64_t groups) {
     for (int64_t i = 0; i < groups; i++) {
         const uint8_t *group = (const uint8_t *)from + 64 * i;
@@ -324,6 +307,42 @@ static inline void expand_fp8(const char *from, char *to, int64_t groups) {
             memcpy(out + 32 + 8 * lane, wide + 16 * lane + 8, 16);
         }
     }
+}
+#else
+// NaN among the pairs of a group, which exponents of bf16 do not show.
+static inline void keep_nan(const char *group, char *to) {
+    for (int vector = 0; vector < 2; vector++)
+        for (int i = 0; i < 2 * 16; i++)
+            if ((group[fp8_place(vector * 16 + i / 2) + i % 2] & 0x7f) == 0x7f) ((uint16_t *)(to + 64 * vector))[i] = 0x7fc0;
+}
+
+// A byte's bits between those of a bf16 whose exponent is 120 too small, its tiniest numbers included: so the result is 2^-120 of
+// the value, or by another product, EXACT, the value itself. meanwhile(i) is called for each group.
+template <bool EXACT = true, class Meanwhile = Nothing>
+static inline __attribute__((always_inline)) void expand_fp8(const char *from, char *to, int64_t groups, Meanwhile meanwhile = {}) {
+    const __m256i none = _mm256_setzero_si256(), sign = _mm256_set1_epi8((char)0x80), kept = _mm256_set1_epi16((int16_t)0x87f0);
+    const __m256i upper = _mm256_set1_epi32((int)0xffff0000);
+    const Floats power = splat(0x1p120f);
+    auto exact = [&](__m256i pairs) __attribute__((always_inline)) {
+        const Floats low = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)) * power;
+        const Floats high = _mm256_castsi256_ps(_mm256_and_si256(pairs, upper)) * power;
+        return _mm256_or_si256(_mm256_srli_epi32(_mm256_castps_si256(low), 16), _mm256_castps_si256(high));
+    };
+    __m256i most = none;
+    for (int64_t i = 0; i < groups; i++) {
+        meanwhile((int)i);
+        for (int half = 0; half < 2; half++) {
+            const __m256i bytes = load_pairs(from + 64 * i + 32 * half);
+            most = _mm256_max_epu8(most, _mm256_or_si256(bytes, sign));
+            __m256i first = _mm256_and_si256(_mm256_srai_epi16(_mm256_unpacklo_epi8(none, bytes), 4), kept);
+            __m256i second = _mm256_and_si256(_mm256_srai_epi16(_mm256_unpackhi_epi8(none, bytes), 4), kept);
+            if (EXACT) first = exact(first), second = exact(second);
+            store_lanes(to + 128 * i + 32 * half, first);
+            store_lanes(to + 128 * i + 64 + 32 * half, second);
+        }
+    }
+    if (__builtin_expect(_mm256_movemask_epi8(_mm256_cmpeq_epi8(most, _mm256_set1_epi8(-1))) != 0, false))
+        for (int64_t i = 0; i < groups; i++) keep_nan(from + 64 * i, to + 128 * i);
 }
 #endif
 }  // namespace step3

@@ -1,0 +1,226 @@
+// The product with vectors where a processor multiplies nothing but floats (AVX2): weights are widened as they are multiplied, rows
+// of activations are floats already (activations.h).
+//
+// 6 rows times 16 columns have 12 sums; two vectors of weights, a row's value and a mask fill the other four registers, and what is
+// loaded and widened takes less time than the products. So of a block of 64 pairs, which stays in the first-level cache, each strip
+// passes by itself, and a tile's rows in two halves.
+#pragma once
+#include "activations.h"
+#include "panels.h"
+#include "product.h"
+#include "team.h"
+
+namespace step3 {
+
+constexpr int ROWS = 6;
+constexpr int ROWS_IN_PLACE = TILE;  // most rows that are multiplied with weights as they are stored
+constexpr int EXPANDING_TILES = 1;   // so many tiles expand a panel of fp8 each for itself
+
+static_assert(TILE <= 2 * ROWS && STRIP == 2 * LANES);
+
+// Two sums += two vectors of weights times x. As one instruction: compilers load values so early that there are not registers enough.
+static inline __attribute__((always_inline)) void add_products(Floats &sum, Floats &next_sum, Floats b, Floats next_b, const float &x) {
+    Floats first = sum, second = next_sum, all;
+    asm("vbroadcastss %5, %2\n\t"
+        "vfmadd231ps %3, %2, %0\n\t"
+        "vfmadd231ps %4, %2, %1"
+        : "+x"(first), "+x"(second), "=&x"(all)
+        : "x"(b), "x"(next_b), "m"(x));
+    sum = first, next_sum = second;
+}
+static inline __attribute__((always_inline)) Floats first_values(const char *pairs) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(load_pairs(pairs), 16));
+}
+static inline __attribute__((always_inline)) Floats second_values(const char *pairs, Floats upper) {
+    Floats values;
+    asm("vandps %1, %2, %0" : "=x"(values) : "m"(*(const Pairs *)pairs), "x"(upper));
+    return values;
+}
+
+// What is fetched of each pair of a strip: a line.
+struct PairsAhead {
+    const char *at;
+    int64_t step;
+};
+
+// sums += R rows of a tile times S strips of pairs, which go on by `step` bytes a pair.
+template <int R, int S>
+static inline __attribute__((always_inline)) void accumulate(Floats (&sums)[R][2 * S], const Pair *a, int64_t row_step,
+                                                             const char *const (&strips)[S], int64_t step, int64_t pairs,
+                                                             PairsAhead ahead) {
+    Floats upper = _mm256_castsi256_ps(_mm256_set1_epi32((int)0xffff0000));
+    asm("" : "+x"(upper));  // left in its register
+    const char *at[S];
+    for (int s = 0; s < S; s++) at[s] = strips[s];
+    for (int64_t pair = 0; pair < pairs; pair++) {
+        Floats b[2 * S];
+#pragma GCC unroll 4
+        for (int v = 0; v < 2 * S; v++) b[v] = first_values(at[v / 2] + v % 2 * 32);
+#pragma GCC unroll 6
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+            for (int v = 0; v < 2 * S; v += 2) add_products(sums[r][v], sums[r][v + 1], b[v], b[v + 1], a[r].first);
+        for (int s = 0; s < S; s++) _mm_prefetch(ahead.at + 64 * s, _MM_HINT_T0);
+#pragma GCC unroll 4
+        for (int v = 0; v < 2 * S; v++) b[v] = second_values(at[v / 2] + v % 2 * 32, upper);
+#pragma GCC unroll 6
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+            for (int v = 0; v < 2 * S; v += 2) add_products(sums[r][v], sums[r][v + 1], b[v], b[v + 1], a[r].second);
+        a += row_step;
+        for (int s = 0; s < S; s++) at[s] += step;
+        ahead.at += ahead.step;
+    }
+}
+
+// Runs body(R, S, strip, done) for the rows of a tile and both strips: R rows behind `done` others, times S strips from this one on.
+template <class Body>
+static inline __attribute__((always_inline)) void each_part(int rows, Body body) {
+    using Two = std::integral_constant<int, 2>;
+    using One = std::integral_constant<int, 1>;
+    if (rows == 1) return body(One(), Two(), 0, (int64_t)0);
+    if (rows == 2) return body(Two(), Two(), 0, (int64_t)0);
+    const int half = rows > ROWS ? (rows + 1) / 2 : rows;
+    for (int strip = 0; strip < 2; strip++)
+        for (int done = 0; done < rows; done += half)
+            each_group<ROWS>(std::min(half, rows - done),
+                             [&](auto group, int64_t) __attribute__((always_inline)) { body(group, One(), strip, (int64_t)done); });
+}
+
+template <int R, int V>
+static inline __attribute__((always_inline)) void clear(Floats (&sums)[R][V]) {
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) sums[r][v] = zero();
+}
+
+template <int R, int V>
+static inline __attribute__((always_inline)) void load_sums(Floats (&sums)[R][V], const float *from, int64_t step) {
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) sums[r][v] = load(from + r * step + v * LANES);
+}
+
+template <int R, int V>
+static inline __attribute__((always_inline)) void store_sums(const Floats (&sums)[R][V], float *to, int64_t step) {
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) store(to + r * step + v * LANES, sums[r][v]);
+}
+
+// Weights of fp8 are expanded to 2^-120 of their value, which takes half as many instructions; the rows that meet them, and the
+// scales, are 2^60 times as large.
+constexpr float EXPANDED_FACTOR = 0x1p60f;
+
+// Rows as they meet weights of fp8.
+static inline const Pair *rows_of_fp8(const Pair *a, int64_t count, Buffer &scratch) {
+    Pair *to = scratch.get<Pair>(count);
+    for (int64_t i = 0; i < count; i++) to[i] = {a[i].first * EXPANDED_FACTOR, a[i].second * EXPANDED_FACTOR};
+    return to;
+}
+
+// Where a product's weights come from, block by block: each gives BLOCK_PAIRS pairs of bf16, of both strips by turns.
+struct Bf16 {
+    static constexpr float FACTOR = 1;
+    const Product &p;
+    explicit Bf16(const Product &p) : p(p) {}
+    const char *operator()(int64_t begin, int64_t) { return p.panel + begin * 128; }
+    PairsAhead ahead(int64_t begin, const char *) const { return {p.ahead + begin * p.ahead_step, p.ahead_step}; }
+};
+
+// Nothing but what is in the first-level cache.
+struct LaidOut {
+    alignas(64) char block[BLOCK_PAIRS * 128];
+    PairsAhead ahead(int64_t, const char *at) const { return {at, 0}; }
+};
+
+struct Fp8 : LaidOut {
+    static constexpr float FACTOR = EXPANDED_FACTOR;
+    const Product &p;
+    explicit Fp8(const Product &p) : p(p) {}
+    const char *operator()(int64_t begin, int64_t pairs) {
+        const char *ahead = p.ahead + begin * p.ahead_step;
+        expand_fp8<false>(p.panel + begin * 64, block, pairs, [&](int64_t group) { _mm_prefetch(ahead + group * p.ahead_step, _MM_HINT_T0); });
+        return block;
+    }
+};
+
+// Weights as they are stored, whose scales lie with them.
+template <bool QUANTISED>
+struct Stored : LaidOut {
+    static constexpr float FACTOR = QUANTISED ? EXPANDED_FACTOR : 1;
+    static constexpr int64_t STEP = QUANTISED ? 32 : 16;
+    const Strip (&strips)[2];
+    const Fetch &fetch;
+    alignas(64) char narrow[QUANTISED ? BLOCK_PAIRS * 64 : 64];
+    Stored(const Strip (&strips)[2], const Fetch &fetch) : strips(strips), fetch(fetch) {}
+    const char *operator()(int64_t begin, int64_t pairs) {
+        char *to = QUANTISED ? narrow : block;
+        for (int64_t pair = 0; pair < pairs; pair += STEP)
+            fill_pairs<false>(strips, (begin + pair) / STEP * BLOCK_BYTES, std::min(STEP, pairs - pair), QUANTISED, fetch,
+                              to + pair * (QUANTISED ? 64 : 128));
+        if (QUANTISED) expand_fp8<false>(narrow, block, pairs);
+        return block;
+    }
+};
+
+// A tile times a panel. scale_of(block, strip) is null where weights have no scales.
+template <class Source, class ScaleOf>
+static inline __attribute__((always_inline)) void multiply_by(Source &source, const Product &p, int rows, ScaleOf scale_of) {
+    memset(p.out, 0, (size_t)(rows * PANEL) * sizeof(float));
+    for (int64_t begin = 0; begin < p.pairs; begin += BLOCK_PAIRS) {
+        const int64_t pairs = std::min(BLOCK_PAIRS, p.pairs - begin);
+        const char *block = source(begin, pairs);
+        each_part(rows, [&](auto r, auto s, int strip, int64_t done) __attribute__((always_inline)) {
+            constexpr int R = decltype(r)::value, S = decltype(s)::value;
+            float *out = p.out + done * PANEL + strip * STRIP;
+            const char *strips[S];
+            for (int i = 0; i < S; i++) strips[i] = block + (strip + i) * 64;
+            PairsAhead ahead = done ? PairsAhead{block, 0} : source.ahead(begin, block);
+            if (!done) ahead.at += strip * 64;
+            Floats sums[R][2 * S];
+            if constexpr (std::is_same_v<ScaleOf, std::nullptr_t>) {
+                load_sums(sums, out, PANEL);
+                accumulate<R, S>(sums, p.a + begin * p.row_step + done, p.row_step, strips, 128, pairs, ahead);
+            } else {
+                clear(sums);
+                accumulate<R, S>(sums, p.a + begin * p.row_step + done, p.row_step, strips, 128, pairs, ahead);
+#pragma GCC unroll 4
+                for (int v = 0; v < 2 * S; v++) {
+                    const Floats scale = splat(scale_of(begin / BLOCK_PAIRS, strip + v / 2) * Source::FACTOR);
+#pragma GCC unroll 6
+                    for (int i = 0; i < R; i++) sums[i][v] = multiply_add(sums[i][v], scale, load(out + i * PANEL + v * LANES));
+                }
+            }
+            store_sums(sums, out, PANEL);
+        });
+    }
+}
+
+// A tile times a panel: of bf16, which may have been expanded and has scales then, or of fp8 (see `rows_of_fp8`).
+template <class Source>
+static inline void multiply_tile(const Product &p, int rows) {
+    Source source(p);
+    if (p.scales)
+        multiply_by(source, p, rows, [&p](int64_t block, int strip) { return p.scales[2 * block + strip]; });
+    else
+        multiply_by(source, p, rows, nullptr);
+}
+
+static inline void multiply_tile_of(const Product &p, int rows, bool is_fp8) {
+    is_fp8 ? multiply_tile<Fp8>(p, rows) : multiply_tile<Bf16>(p, rows);
+}
+
+// A tile times two strips of weights that stay as they are stored; of fp8 see `rows_of_fp8`.
+static inline void multiply_stored(const Product &p, int rows, const Strip (&strips)[2], bool quantised, const Fetch &fetch) {
+    if (!quantised) {
+        Stored<false> source(strips, fetch);
+        return multiply_by(source, p, rows, nullptr);
+    }
+    Stored<true> source(strips, fetch);
+    multiply_by(source, p, rows, [&](int64_t block, int strip) { return strips[strip].rows ? strips[strip].scales[block] : 0.f; });
+}
+}  // namespace step3
