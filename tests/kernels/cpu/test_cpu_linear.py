@@ -37,11 +37,21 @@ def test_block_fp8_is_expanded_exactly(placement: Placement, shape: tuple[int, i
         torch.testing.assert_close(product(placement, x, BlockFp8(q, scale)), expected, rtol=1e-5, atol=1e-4)
 
 
-def test_every_fp8_value(placement: Placement) -> None:
+@pytest.mark.parametrize("rows", [1, 2, 30])
+def test_every_fp8_value(placement: Placement, rows: int) -> None:
     values = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
-    scale, x = torch.ones(2, 1), torch.ones(1, 1).bfloat16()
+    scale, x = torch.ones(2, 1), torch.ones(rows, 1).bfloat16()
     got = product(placement, x, BlockFp8(values[:, None], scale))
-    assert torch.equal(got[0].nan_to_num(1e6), values.float().nan_to_num(1e6))
+    assert torch.equal(got.nan_to_num(1e6), values.float().nan_to_num(1e6).expand(rows, -1))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 30])
+def test_a_nan_of_fp8_stays_in_its_column(placement: Placement, rows: int) -> None:
+    q, scale = quantise(torch.randn(48, 200))
+    q[37, 131] = torch.nan
+    got = product(placement, torch.randn(rows, 200).bfloat16(), BlockFp8(q, scale))
+    assert got[:, 37].isnan().all()
+    assert got.isnan().sum() == rows
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -9,7 +9,7 @@ namespace step3 {
 template <class Keep>
 static inline void multiply_stream(const Factor &m, const Pair *a, int64_t row, int rows, int64_t begin, int64_t end,
                                    Buffer &, Keep keep, Range) {
-    constexpr int64_t ahead = 4096;
+    constexpr int64_t ahead = 2048;
     alignas(64) float out[TILE * PANEL];
     const int64_t bytes = m.panel_bytes();
     for (int64_t panel = begin; panel < end; panel++) {

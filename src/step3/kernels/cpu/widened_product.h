@@ -148,6 +148,52 @@ struct Fp8 : LaidOut {
     }
 };
 
+// sums = one row times both strips of some pairs of fp8, expanded between the products: what waits for the sum before leaves time for
+// it. False where there is a NaN, which was not seen.
+static inline __attribute__((always_inline)) bool multiply_row_of_fp8(Floats (&sums)[1][4], const Pair *a, const char *panel, int64_t pairs,
+                                                                      PairsAhead ahead) {
+    const Pairs sign = _mm256_set1_epi8((char)0x80), kept = _mm256_set1_epi32((int)0x87f00000);
+    const auto values = [kept](Pairs bytes) __attribute__((always_inline)) {
+        return _mm256_castsi256_ps(_mm256_and_si256(_mm256_srai_epi32(bytes, 4), kept));
+    };
+    Pairs most = sign;
+    clear(sums);
+    for (int64_t pair = 0; pair < pairs; pair++) {
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; half++) {
+            const Pairs bytes = load_pairs(panel + pair * 64 + half * 32);
+            most = _mm256_max_epu8(most, _mm256_or_si256(bytes, sign));
+            // Each byte twice, so that one of them is where the upper half of a bf16 is; of the one strip and of the other.
+            const Pairs one = _mm256_unpacklo_epi8(bytes, bytes), other = _mm256_unpackhi_epi8(bytes, bytes);
+            Floats &sum = sums[0][half], &other_sum = sums[0][2 + half];
+            add_products(sum, other_sum, values(_mm256_slli_epi32(one, 16)), values(_mm256_slli_epi32(other, 16)), a[pair].first);
+            add_products(sum, other_sum, values(one), values(other), a[pair].second);
+        }
+        _mm_prefetch(ahead.at + pair * ahead.step, _MM_HINT_T0);
+    }
+    return !_mm256_movemask_epi8(_mm256_cmpeq_epi8(most, _mm256_set1_epi8(-1)));
+}
+
+// A tile of one row times a panel of fp8.
+static inline void multiply_row_of_fp8(const Product &p) {
+    Fp8 source(p);
+    Floats totals[1][4];
+    clear(totals);
+    for (int64_t begin = 0; begin < p.pairs; begin += BLOCK_PAIRS) {
+        const int64_t pairs = std::min(BLOCK_PAIRS, p.pairs - begin);
+        const PairsAhead ahead{p.ahead + begin * p.ahead_step, p.ahead_step};
+        Floats sums[1][4];
+        if (__builtin_expect(!multiply_row_of_fp8(sums, p.a + begin, p.panel + begin * 64, pairs, ahead), false)) {
+            const char *block = source(begin, pairs), *strips[2] = {block, block + 64};
+            clear(sums);
+            accumulate<1, 2>(sums, p.a + begin, 1, strips, 128, pairs, {block, 0});
+        }
+        for (int v = 0; v < 4; v++)
+            totals[0][v] = multiply_add(sums[0][v], splat(p.scales[begin / BLOCK_PAIRS * 2 + v / 2] * EXPANDED_FACTOR), totals[0][v]);
+    }
+    store_sums(totals, p.out, PANEL);
+}
+
 // Weights as they are stored, whose scales lie with them.
 template <bool QUANTISED>
 struct Stored : LaidOut {
@@ -211,7 +257,8 @@ static inline void multiply_tile(const Product &p, int rows) {
 }
 
 static inline void multiply_tile_of(const Product &p, int rows, bool is_fp8) {
-    is_fp8 ? multiply_tile<Fp8>(p, rows) : multiply_tile<Bf16>(p, rows);
+    if (!is_fp8) return multiply_tile<Bf16>(p, rows);
+    rows == 1 ? multiply_row_of_fp8(p) : multiply_tile<Fp8>(p, rows);
 }
 
 // A tile times two strips of weights that stay as they are stored; of fp8 see `rows_of_fp8`.
