@@ -8,6 +8,8 @@ measurements, as neighbours on a shared host may double or halve them within sec
 took of the processor is told too. As many bytes are read as the engine has weights: of less, caches of some
 hundred MiB would answer a part. A long run can be cut: `--cases` in several runs. `--served` measures the
 same through HTTP, with the server of each engine.
+
+Without AVX-512 vLLM has no fast products of bf16: `--peer-dtype float32` is how it would be run there.
 """
 
 from __future__ import annotations
@@ -37,6 +39,12 @@ from step3.kernels.cpu.weights import Arena
 
 WORKER = Path(__file__).with_name("cpu_worker.py")
 SERVER_WORKER = Path(__file__).with_name("cpu_server_worker.py")
+PEERS = {"vLLM bf16": "bfloat16", "vLLM float32": "float32"}
+"""What vLLM computes in."""
+
+WEIGHT_BYTES = {"bf16": 2.0, "fp8": 1 + 4 / 128**2, "float32": 4.0}
+"""Of a weight that an engine reads, by the end of its name."""
+
 CASES = "1x128x32,4x128x24,16x128x16,64x128x12"
 
 
@@ -157,12 +165,12 @@ def weights_of_step(sizes: TextSizes, tokens: int, item: float) -> tuple[float, 
 
 def worker(name: str, checkpoint: Path, peer: Path | None, served: bool) -> list[str]:
     """The command of the process that measures an engine: itself, or a server that it starts."""
-    kind = "vllm" if name.startswith("vLLM") else "step3"
+    kind, dtype = ("vllm", PEERS[name]) if name in PEERS else ("step3", "bfloat16")
     if not served:
         python = str(peer) if kind == "vllm" else sys.executable
-        return [python, str(WORKER), kind, str(checkpoint)]
+        return [python, str(WORKER), kind, str(checkpoint), dtype]
     environment = [str(peer.parents[1])] if kind == "vllm" and peer is not None else []
-    return [sys.executable, str(SERVER_WORKER), kind, str(checkpoint), *environment]
+    return [sys.executable, str(SERVER_WORKER), kind, str(checkpoint), dtype, *environment]
 
 
 def run_rounds(engines: list[Engine], cases: list[Case], rounds: int) -> dict[tuple[str, Case], Measured]:
@@ -199,6 +207,9 @@ def main(
     peer: Annotated[
         Path | None, typer.Option(help="Python of an environment that has vLLM's CPU build.")
     ] = None,
+    peer_dtype: Annotated[
+        str, typer.Option(help="bfloat16, or float32: what vLLM is fast in without AVX-512.")
+    ] = "bfloat16",
     cases: Annotated[str, typer.Option(help="BATCHxPROMPTxNEW, with commas between them.")] = CASES,
     served: Annotated[bool, typer.Option(help="Through HTTP: each engine as a server.")] = False,
     rounds: Annotated[int, typer.Option(help="Times that everything is measured.")] = 3,
@@ -207,13 +218,16 @@ def main(
 ) -> None:
     """Measure, and print tokens a second, ratios and parts of the limits."""
     chosen = [Case(*map(int, case.split("x"))) for case in cases.split(",")]
+    peer_name = next((name for name, dtype in PEERS.items() if dtype == peer_dtype), None)
+    if peer_name is None:
+        raise typer.BadParameter(f"{peer_dtype} is not one of {', '.join(PEERS.values())}")
     sizes = Checkpoint.open(checkpoint).config.text
     with ExitStack() as stack:
         runs = [("step3 bf16", checkpoint)]
         if quantised is not None:
             runs.append(("step3 fp8", quantised))
         if peer is not None:
-            runs.append(("vLLM bf16", checkpoint))
+            runs.append((peer_name, checkpoint))
         engines = [
             stack.enter_context(Engine(name, worker(name, path, peer, served), path)) for name, path in runs
         ]
@@ -223,7 +237,7 @@ def main(
         value for (name, _), one in results.items() if "bf16" in name for value in one.bandwidth
     )
     peak = median(value for one in results.values() for value in one.peak)
-    rows = [row(engine.name, case, results, sizes, peer is not None) for case in chosen for engine in engines]
+    rows = [row(engine.name, case, results, sizes, peer_name) for case in chosen for engine in engines]
     show(rows, bandwidth, peak, {engine.name: engine.start for engine in engines})
     if out is not None:
         raw = {f"{name} {case}": vars(measured) for (name, case), measured in results.items()}
@@ -239,17 +253,18 @@ def row(
     case: Case,
     results: dict[tuple[str, Case], Measured],
     sizes: TextSizes,
-    has_peer: bool,
+    peer: str,
 ) -> dict[str, Any]:
     measured = results[name, case]
-    read, flops = weights_of_step(sizes, case.batch, 1 + 4 / 128**2 if name.endswith("fp8") else 2)
-    item = 2 * 2 * sizes.head_dim * sizes.num_hidden_layers
+    kind = name.split()[-1]
+    read, flops = weights_of_step(sizes, case.batch, WEIGHT_BYTES[kind])
+    item = 2 * (4 if kind == "float32" else 2) * sizes.head_dim * sizes.num_hidden_layers
     read += case.batch * (case.prompt + case.new / 2) * item
     decode, prefill = median(measured.decode), median(measured.prefill)
     _, prefill_flops = weights_of_step(sizes, 1, 2)
     # A token meets half of its prompt's keys and values, on average.
     prefill_flops += 2 * sizes.num_attention_heads * sizes.head_dim * case.prompt * sizes.num_hidden_layers
-    theirs = results.get(("vLLM bf16", case)) if has_peer else None
+    theirs = results.get((peer, case))
     return {
         "case": str(case),
         "engine": name,
@@ -323,7 +338,11 @@ def draw(rows: list[dict[str, Any]], bandwidth: float, peak: float, file: Path) 
         **slope,
     )
     axes.text(300, peak * 1.05, f"{peak:.0f} GFLOP/s", color="0.4", fontsize=8)
-    marks = {"step3 bf16": ("o", "tab:blue"), "step3 fp8": ("s", "tab:green"), "vLLM bf16": ("^", "tab:red")}
+    marks = {
+        "step3 bf16": ("o", "tab:blue"),
+        "step3 fp8": ("s", "tab:green"),
+        **dict.fromkeys(PEERS, ("^", "tab:red")),
+    }
     for name, (mark, colour) in marks.items():
         own = [one for one in rows if one["engine"] == name]
         points = [(one["decode_intensity"], one["decode_gflop_s"]) for one in own]

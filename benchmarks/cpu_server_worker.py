@@ -1,7 +1,7 @@
 """One server of `benchmarks/cpu.py --served`: starts it, then measures a case for each line that it is sent.
 
-    python cpu_server_worker.py step3 CHECKPOINT
-    python cpu_server_worker.py vllm CHECKPOINT ENVIRONMENT_OF_VLLM
+    python cpu_server_worker.py step3 CHECKPOINT DTYPE
+    python cpu_server_worker.py vllm CHECKPOINT DTYPE ENVIRONMENT_OF_VLLM
 
 What `cpu_worker.py` measures through `LLM`, this does through HTTP: a connection for each sequence of a case,
 all asked at once, answers streamed. The client shares the machine's cores with the server.
@@ -40,12 +40,15 @@ async def seconds(port: int, prompts: list[list[int]], new: int) -> float:
 
 
 def main() -> None:
-    kind, checkpoint, port = sys.argv[1], Path(sys.argv[2]), free_port()
+    kind, checkpoint, dtype, port = sys.argv[1], Path(sys.argv[2]), sys.argv[3], free_port()
     if kind == "step3":
         command, environment = own_server(checkpoint, port, LONGEST), {**os.environ, "HF_HUB_OFFLINE": "1"}
         command += ["--kv-cache-memory-bytes", str(2 << 30)]
     else:
-        command, environment = peer_server(Path(sys.argv[3]), checkpoint, port, LONGEST), peer_environment()
+        command, environment = (
+            peer_server(Path(sys.argv[4]), checkpoint, port, LONGEST, dtype),
+            peer_environment(),
+        )
     with (
         tempfile.TemporaryDirectory() as folder,
         serving(command, environment, port, Path(folder) / "server.log") as served,

@@ -1,6 +1,6 @@
 """One engine of `benchmarks/cpu.py`: loads a checkpoint, then measures a case for each line that it is sent.
 
-    python cpu_worker.py step3|vllm CHECKPOINT
+    python cpu_worker.py step3|vllm CHECKPOINT DTYPE
 
 Both engines answer to the same calls of `LLM`. What a case is `cpu_cases.py` says.
 """
@@ -29,7 +29,7 @@ def main() -> None:
     options = {"kv_cache_memory_bytes": 2 << 30, "quiet": True} if sys.argv[1] == "step3" else {}
     llm = LLM(
         sys.argv[2],
-        dtype="bfloat16",
+        dtype=sys.argv[3],
         max_model_len=4096,
         max_num_seqs=64,
         enable_prefix_caching=True,

@@ -278,13 +278,15 @@ def own_server(checkpoint: Path, port: int, length: int = 2048) -> list[str]:
     return command + _flags(port, length)
 
 
-def peer_server(peer: Path, checkpoint: Path, port: int, length: int = 2048) -> list[str]:
+def peer_server(
+    peer: Path, checkpoint: Path, port: int, length: int = 2048, dtype: str = "bfloat16"
+) -> list[str]:
     """The same of vLLM, in the environment at `peer`."""
-    return [str(peer / "bin" / "vllm"), "serve", str(checkpoint), *_flags(port, length)]
+    return [str(peer / "bin" / "vllm"), "serve", str(checkpoint), *_flags(port, length, dtype)]
 
 
-def _flags(port: int, length: int) -> list[str]:
-    names = ["--dtype", "bfloat16", "--served-model-name", "golden"]
+def _flags(port: int, length: int, dtype: str = "bfloat16") -> list[str]:
+    names = ["--dtype", dtype, "--served-model-name", "golden"]
     return ["--port", str(port), "--max-model-len", str(length), "--max-num-seqs", "64", *names]
 
 

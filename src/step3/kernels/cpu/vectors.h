@@ -296,18 +296,6 @@ static inline __attribute__((always_inline)) void expand_fp8(const char *from, c
         _mm512_storeu_si512(to + 128 * i + 64, second);
     }
 }
-#elif defined(__AVX512BW__)
-static inline void expand_fp8(const char *from, char *to, int64_t groups) {
-    for (int64_t i = 0; i < groups; i++) {
-        const uint8_t *group = (const uint8_t *)from + 64 * i;
-        uint16_t wide[64], *out = (uint16_t *)(to + 128 * i);
-        for (int j = 0; j < 64; j++) wide[j] = bf16_of_fp8(group[j]);
-        for (int lane = 0; lane < 4; lane++) {
-            memcpy(out + 8 * lane, wide + 16 * lane, 16);
-            memcpy(out + 32 + 8 * lane, wide + 16 * lane + 8, 16);
-        }
-    }
-}
 #else
 // NaN among the pairs of a group, which exponents of bf16 do not show.
 static inline void keep_nan(const char *group, char *to) {
@@ -322,23 +310,23 @@ template <bool EXACT = true, class Meanwhile = Nothing>
 static inline __attribute__((always_inline)) void expand_fp8(const char *from, char *to, int64_t groups, Meanwhile meanwhile = {}) {
     const __m256i none = _mm256_setzero_si256(), sign = _mm256_set1_epi8((char)0x80), kept = _mm256_set1_epi16((int16_t)0x87f0);
     const __m256i upper = _mm256_set1_epi32((int)0xffff0000);
-    const Floats power = splat(0x1p120f);
+    const __m256 power = _mm256_set1_ps(0x1p120f);
     auto exact = [&](__m256i pairs) __attribute__((always_inline)) {
-        const Floats low = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)) * power;
-        const Floats high = _mm256_castsi256_ps(_mm256_and_si256(pairs, upper)) * power;
+        const __m256 low = _mm256_mul_ps(_mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)), power);
+        const __m256 high = _mm256_mul_ps(_mm256_castsi256_ps(_mm256_and_si256(pairs, upper)), power);
         return _mm256_or_si256(_mm256_srli_epi32(_mm256_castps_si256(low), 16), _mm256_castps_si256(high));
     };
     __m256i most = none;
     for (int64_t i = 0; i < groups; i++) {
         meanwhile((int)i);
         for (int half = 0; half < 2; half++) {
-            const __m256i bytes = load_pairs(from + 64 * i + 32 * half);
+            const __m256i bytes = _mm256_loadu_si256((const __m256i *)(from + 64 * i + 32 * half));
             most = _mm256_max_epu8(most, _mm256_or_si256(bytes, sign));
             __m256i first = _mm256_and_si256(_mm256_srai_epi16(_mm256_unpacklo_epi8(none, bytes), 4), kept);
             __m256i second = _mm256_and_si256(_mm256_srai_epi16(_mm256_unpackhi_epi8(none, bytes), 4), kept);
             if (EXACT) first = exact(first), second = exact(second);
-            store_lanes(to + 128 * i + 32 * half, first);
-            store_lanes(to + 128 * i + 64 + 32 * half, second);
+            _mm256_storeu_si256((__m256i *)(to + 128 * i + 32 * half), first);
+            _mm256_storeu_si256((__m256i *)(to + 128 * i + 64 + 32 * half), second);
         }
     }
     if (__builtin_expect(_mm256_movemask_epi8(_mm256_cmpeq_epi8(most, _mm256_set1_epi8(-1))) != 0, false))

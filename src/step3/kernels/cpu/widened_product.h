@@ -111,6 +111,20 @@ static inline __attribute__((always_inline)) void store_sums(const Floats (&sums
         for (int v = 0; v < V; v++) store(to + r * step + v * LANES, sums[r][v]);
 }
 
+// out += the sums of a block times scale_of(strip).
+template <int R, int V, class ScaleOf>
+static inline __attribute__((always_inline)) void add_scaled(const Floats (&sums)[R][V], float *out, ScaleOf scale_of) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+        const Floats scale = splat(scale_of(v / 2));
+#pragma GCC unroll 6
+        for (int r = 0; r < R; r++) {
+            float *to = out + r * PANEL + v * LANES;
+            store(to, multiply_add(sums[r][v], scale, load(to)));
+        }
+    }
+}
+
 // Weights of fp8 are expanded to 2^-120 of their value, which takes half as many instructions; the rows that meet them, and the
 // scales, are 2^60 times as large.
 constexpr float EXPANDED_FACTOR = 0x1p60f;
@@ -148,50 +162,52 @@ struct Fp8 : LaidOut {
     }
 };
 
-// sums = one row times both strips of some pairs of fp8, expanded between the products: what waits for the sum before leaves time for
-// it. False where there is a NaN, which was not seen.
-static inline __attribute__((always_inline)) bool multiply_row_of_fp8(Floats (&sums)[1][4], const Pair *a, const char *panel, int64_t pairs,
-                                                                      PairsAhead ahead) {
+// sums = one or two rows times both strips of some pairs of fp8, expanded between the products: what waits for the sum before leaves
+// time for it. False where there is a NaN, which was not seen.
+template <int R>
+static inline __attribute__((always_inline)) bool multiply_pairs_of_fp8(Floats (&sums)[R][4], const Pair *a, const char *panel,
+                                                                        int64_t pairs, PairsAhead ahead) {
     const Pairs sign = _mm256_set1_epi8((char)0x80), kept = _mm256_set1_epi32((int)0x87f00000);
     const auto values = [kept](Pairs bytes) __attribute__((always_inline)) {
         return _mm256_castsi256_ps(_mm256_and_si256(_mm256_srai_epi32(bytes, 4), kept));
     };
     Pairs most = sign;
     clear(sums);
-    for (int64_t pair = 0; pair < pairs; pair++) {
+    for (int64_t pair = 0; pair < pairs; pair++, a += R) {
 #pragma GCC unroll 2
         for (int half = 0; half < 2; half++) {
             const Pairs bytes = load_pairs(panel + pair * 64 + half * 32);
             most = _mm256_max_epu8(most, _mm256_or_si256(bytes, sign));
             // Each byte twice, so that one of them is where the upper half of a bf16 is; of the one strip and of the other.
             const Pairs one = _mm256_unpacklo_epi8(bytes, bytes), other = _mm256_unpackhi_epi8(bytes, bytes);
-            Floats &sum = sums[0][half], &other_sum = sums[0][2 + half];
-            add_products(sum, other_sum, values(_mm256_slli_epi32(one, 16)), values(_mm256_slli_epi32(other, 16)), a[pair].first);
-            add_products(sum, other_sum, values(one), values(other), a[pair].second);
+            Floats b = values(_mm256_slli_epi32(one, 16)), other_b = values(_mm256_slli_epi32(other, 16));
+#pragma GCC unroll 2
+            for (int r = 0; r < R; r++) add_products(sums[r][half], sums[r][2 + half], b, other_b, a[r].first);
+            b = values(one), other_b = values(other);
+#pragma GCC unroll 2
+            for (int r = 0; r < R; r++) add_products(sums[r][half], sums[r][2 + half], b, other_b, a[r].second);
         }
         _mm_prefetch(ahead.at + pair * ahead.step, _MM_HINT_T0);
     }
     return !_mm256_movemask_epi8(_mm256_cmpeq_epi8(most, _mm256_set1_epi8(-1)));
 }
 
-// A tile of one row times a panel of fp8.
-static inline void multiply_row_of_fp8(const Product &p) {
+// A tile of one or two rows times a panel of fp8.
+template <int R>
+static inline void multiply_rows_of_fp8(const Product &p) {
     Fp8 source(p);
-    Floats totals[1][4];
-    clear(totals);
+    memset(p.out, 0, R * PANEL * sizeof(float));
     for (int64_t begin = 0; begin < p.pairs; begin += BLOCK_PAIRS) {
         const int64_t pairs = std::min(BLOCK_PAIRS, p.pairs - begin);
         const PairsAhead ahead{p.ahead + begin * p.ahead_step, p.ahead_step};
-        Floats sums[1][4];
-        if (__builtin_expect(!multiply_row_of_fp8(sums, p.a + begin, p.panel + begin * 64, pairs, ahead), false)) {
+        Floats sums[R][4];
+        if (__builtin_expect(!multiply_pairs_of_fp8(sums, p.a + begin * R, p.panel + begin * 64, pairs, ahead), false)) {
             const char *block = source(begin, pairs), *strips[2] = {block, block + 64};
             clear(sums);
-            accumulate<1, 2>(sums, p.a + begin, 1, strips, 128, pairs, {block, 0});
+            accumulate<R, 2>(sums, p.a + begin * R, R, strips, 128, pairs, {block, 0});
         }
-        for (int v = 0; v < 4; v++)
-            totals[0][v] = multiply_add(sums[0][v], splat(p.scales[begin / BLOCK_PAIRS * 2 + v / 2] * EXPANDED_FACTOR), totals[0][v]);
+        add_scaled(sums, p.out, [&](int s) { return p.scales[begin / BLOCK_PAIRS * 2 + s] * EXPANDED_FACTOR; });
     }
-    store_sums(totals, p.out, PANEL);
 }
 
 // Weights as they are stored, whose scales lie with them.
@@ -213,7 +229,7 @@ struct Stored : LaidOut {
     }
 };
 
-// A tile times a panel. scale_of(block, strip) is null where weights have no scales.
+// A tile times a panel. scale_of(block, strip) gives the weights' scales; it is null where they have none.
 template <class Source, class ScaleOf>
 static inline __attribute__((always_inline)) void multiply_by(Source &source, const Product &p, int rows, ScaleOf scale_of) {
     memset(p.out, 0, (size_t)(rows * PANEL) * sizeof(float));
@@ -228,20 +244,16 @@ static inline __attribute__((always_inline)) void multiply_by(Source &source, co
             PairsAhead ahead = done ? PairsAhead{block, 0} : source.ahead(begin, block);
             if (!done) ahead.at += strip * 64;
             Floats sums[R][2 * S];
-            if constexpr (std::is_same_v<ScaleOf, std::nullptr_t>) {
-                load_sums(sums, out, PANEL);
-                accumulate<R, S>(sums, p.a + begin * p.row_step + done, p.row_step, strips, 128, pairs, ahead);
-            } else {
+            constexpr bool IS_SCALED = !std::is_same_v<ScaleOf, std::nullptr_t>;
+            if constexpr (IS_SCALED)
                 clear(sums);
-                accumulate<R, S>(sums, p.a + begin * p.row_step + done, p.row_step, strips, 128, pairs, ahead);
-#pragma GCC unroll 4
-                for (int v = 0; v < 2 * S; v++) {
-                    const Floats scale = splat(scale_of(begin / BLOCK_PAIRS, strip + v / 2) * Source::FACTOR);
-#pragma GCC unroll 6
-                    for (int i = 0; i < R; i++) sums[i][v] = multiply_add(sums[i][v], scale, load(out + i * PANEL + v * LANES));
-                }
-            }
-            store_sums(sums, out, PANEL);
+            else
+                load_sums(sums, out, PANEL);
+            accumulate<R, S>(sums, p.a + begin * p.row_step + done, p.row_step, strips, 128, pairs, ahead);
+            if constexpr (IS_SCALED)
+                add_scaled(sums, out, [&](int i) { return scale_of(begin / BLOCK_PAIRS, strip + i) * Source::FACTOR; });
+            else
+                store_sums(sums, out, PANEL);
         });
     }
 }
@@ -258,7 +270,7 @@ static inline void multiply_tile(const Product &p, int rows) {
 
 static inline void multiply_tile_of(const Product &p, int rows, bool is_fp8) {
     if (!is_fp8) return multiply_tile<Bf16>(p, rows);
-    rows == 1 ? multiply_row_of_fp8(p) : multiply_tile<Fp8>(p, rows);
+    rows == 1 ? multiply_rows_of_fp8<1>(p) : rows == 2 ? multiply_rows_of_fp8<2>(p) : multiply_tile<Fp8>(p, rows);
 }
 
 // A tile times two strips of weights that stay as they are stored; of fp8 see `rows_of_fp8`.
