@@ -118,7 +118,7 @@ static int64_t bytes_of_laid(int64_t) { return 0; }
 static void lay_values(const SeenValues &) {}
 
 // Scores [rows][32] of two pages of keys; the pages `ahead` are fetched meanwhile.
-static void score(const Pair *a, int rows, Two keys, int64_t pairs, Two ahead, float *out, int64_t out_step) {
+__attribute__((noinline)) static void score(const Pair *a, int rows, Two keys, int64_t pairs, Two ahead, float *out, int64_t out_step) {
     each_part(rows, [&](auto r, auto s, int strip, int64_t done) __attribute__((always_inline)) {
         constexpr int R = decltype(r)::value, S = decltype(s)::value;
         const char *pages[] = {keys.first, keys.second}, *strips[S];
@@ -131,7 +131,7 @@ static void score(const Pair *a, int rows, Two keys, int64_t pairs, Two ahead, f
 }
 
 // out [rows][32] += probabilities times values, at the channels from this one on.
-static void mix(const Pair *a, int rows, const SeenValues &values, int64_t channel, float *out, int64_t out_step) {
+__attribute__((noinline)) static void mix(const Pair *a, int rows, const SeenValues &values, int64_t channel, float *out, int64_t out_step) {
     constexpr int64_t strip_bytes = PAGE * STRIP * 2;
     // With 16 channels left the second strip is the first again, and dropped.
     const int64_t offsets[] = {channel / STRIP * strip_bytes, (channel / STRIP + (channel + STRIP < values.head_dim)) * strip_bytes};
@@ -140,10 +140,13 @@ static void mix(const Pair *a, int rows, const SeenValues &values, int64_t chann
         float *to = out + done * out_step + strip * STRIP;
         Floats sums[R][2 * S];
         load_sums(sums, to, out_step);
+        // A number to the compiler, which would make one piece of a page's pairs, with registers for no more than some of its sums.
+        int64_t pairs = PAGE / 2;
+        asm("" : "+r"(pairs));
         for (int64_t page = 0; page < values.count; page++) {
             const char *next = values.pages[page + 1 < values.count ? page + 1 : page] + offsets[strip], *strips[S];
             for (int i = 0; i < S; i++) strips[i] = values.pages[page] + offsets[strip + i];
-            accumulate<R, S>(sums, a + page * (PAGE / 2) * rows + done, rows, strips, 64, PAGE / 2, {next, done ? 0 : 64});
+            accumulate<R, S>(sums, a + page * (PAGE / 2) * rows + done, rows, strips, 64, pairs, {next, done ? 0 : 64});
         }
         store_sums(sums, to, out_step);
     });

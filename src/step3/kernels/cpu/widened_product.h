@@ -231,7 +231,7 @@ struct Stored : LaidOut {
 
 // A tile times a panel. scale_of(block, strip) gives the weights' scales; it is null where they have none.
 template <class Source, class ScaleOf>
-static inline __attribute__((always_inline)) void multiply_by(Source &source, const Product &p, int rows, ScaleOf scale_of) {
+static __attribute__((noinline)) void multiply_by(Source &source, const Product &p, int rows, ScaleOf scale_of) {
     memset(p.out, 0, (size_t)(rows * PANEL) * sizeof(float));
     for (int64_t begin = 0; begin < p.pairs; begin += BLOCK_PAIRS) {
         const int64_t pairs = std::min(BLOCK_PAIRS, p.pairs - begin);
