@@ -9,12 +9,11 @@ namespace step3 {
 template <class Keep>
 static inline void multiply_stream(const Factor &m, const Pair *a, int64_t row, int rows, int64_t begin, int64_t end,
                                    Buffer &, Keep keep, Range) {
-    constexpr int64_t ahead = 2048;
     alignas(64) float out[TILE * PANEL];
     const int64_t bytes = m.panel_bytes();
     for (int64_t panel = begin; panel < end; panel++) {
         const Weights weights = m.open(panel, panel == begin, nullptr);
-        const Product p{a, rows, weights.panel, m.pairs, weights.scales, weights.panel + ahead, bytes / m.pairs, out};
+        const Product p{a, rows, weights.panel, m.pairs, weights.scales, weights.panel + STREAM_AHEAD, bytes / m.pairs, out};
         multiply_tile_of(p, rows, m.scales);
         for (int r = 0; r < rows; r++) keep(TileSums{row, rows, panel, out}, r);
     }

@@ -15,6 +15,7 @@ constexpr int ROWS = 8;
 constexpr int EXPANDING_TILES = 0;
 #endif
 constexpr int ROWS_IN_PLACE = ROWS;     // most rows that are multiplied with weights as they are stored
+constexpr int64_t STREAM_AHEAD = 4096;  // bytes from what is read of memory to what is fetched
 
 struct Bf16 {
     static constexpr int64_t PAIR_BYTES = 128;  // of a panel

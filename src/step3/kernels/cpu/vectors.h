@@ -4,7 +4,7 @@
 //
 // The unit of all products is a pair: two neighbouring values along the summed dimension, as bf16, in 32
 // bits. One vdpbf16ps multiplies 16 pairs by 16 pairs and adds both products to 16 float32 sums. The older
-// levels widen pairs to two float32 vectors; bf16 to float32 is a shift.
+// levels widen pairs to two float32 vectors; bf16 to float32 is a shift (AVX2: widened_product.h).
 #pragma once
 #include <immintrin.h>
 #include <cstdint>

@@ -13,8 +13,9 @@
 namespace step3 {
 
 constexpr int ROWS = 6;
-constexpr int ROWS_IN_PLACE = TILE;  // most rows that are multiplied with weights as they are stored
-constexpr int EXPANDING_TILES = 1;   // so many tiles expand a panel of fp8 each for itself
+constexpr int ROWS_IN_PLACE = TILE;     // most rows that are multiplied with weights as they are stored
+constexpr int EXPANDING_TILES = 1;      // so many tiles expand a panel of fp8 each for itself
+constexpr int64_t STREAM_AHEAD = 2048;  // bytes from what is read of memory to what is fetched
 
 static_assert(TILE <= 2 * ROWS && STRIP == 2 * LANES);
 
@@ -28,6 +29,8 @@ static inline __attribute__((always_inline)) void add_products(Floats &sum, Floa
         : "x"(b), "x"(next_b), "m"(x));
     sum = first, next_sum = second;
 }
+
+// Of eight pairs.
 static inline __attribute__((always_inline)) Floats first_values(const char *pairs) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(load_pairs(pairs), 16));
 }
