@@ -270,5 +270,6 @@ def test_padding_token_never_changes_a_row() -> None:
     given = padded([prompt(3), prompt(8, seed=1)], "left")
     other = dict(given, input_ids=given["input_ids"].masked_fill(given["attention_mask"] == 0, PAD + 2))
 
-    # Another token chooses other experts, and with other numbers of rows some processors' products have other sums.
+    # Another token chooses other experts: with other numbers of rows, some processors' products have other
+    # sums.
     torch.testing.assert_close(logits_of(model, given)[1], logits_of(model, other)[1], atol=1e-5, rtol=0)
