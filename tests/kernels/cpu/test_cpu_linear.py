@@ -37,7 +37,7 @@ def test_block_fp8_is_expanded_exactly(placement: Placement, shape: tuple[int, i
         torch.testing.assert_close(product(placement, x, BlockFp8(q, scale)), expected, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 30])
+@pytest.mark.parametrize("rows", [1, 2, 5, 12, 30])
 def test_every_fp8_value(placement: Placement, rows: int) -> None:
     values = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
     scale, x = torch.ones(2, 1), torch.ones(rows, 1).bfloat16()
@@ -45,7 +45,7 @@ def test_every_fp8_value(placement: Placement, rows: int) -> None:
     assert torch.equal(got.nan_to_num(1e6), values.float().nan_to_num(1e6).expand(rows, -1))
 
 
-@pytest.mark.parametrize("rows", [1, 2, 30])
+@pytest.mark.parametrize("rows", [1, 2, 5, 12, 30])
 def test_a_nan_of_fp8_stays_in_its_column(placement: Placement, rows: int) -> None:
     q, scale = quantise(torch.randn(48, 200))
     q[37, 131] = torch.nan

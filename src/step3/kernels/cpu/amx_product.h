@@ -9,8 +9,8 @@
 namespace step3 {
 
 constexpr int64_t STEP = RUN;        // pairs that one instruction sums
-constexpr int ROWS = TILE;             // of a product
-constexpr int ROWS_IN_PLACE = TILE;    // most rows that are multiplied with weights as they are stored
+constexpr int ROWS = TILE;           // of a product
+constexpr int ROWS_IN_PLACE = TILE;  // most rows that are multiplied with weights as they are stored
 constexpr int EXPANDING_TILES = 1;   // so many tiles expand a panel of fp8 each for itself
 
 // Rows as they meet weights of fp8.

@@ -65,7 +65,12 @@ static void mix(const Pair *a, int rows, const SeenValues &values, int64_t chann
     auto *product = rows > REGISTER_ROWS ? mix_tile<true> : mix_tile<false>;
     product((const char *)a, rows, values.laid + channel / PANEL * LAID_PANEL, values.count * PAGE / 2, out, out_step);
 }
-#elif defined(__AVX512BW__)
+#else
+// Values are mixed as they lie in their pages.
+static int64_t bytes_of_laid(int64_t) { return 0; }
+static void lay_values(const SeenValues &) {}
+
+#if defined(__AVX512BW__)
 // Scores [rows][32] of two pages of keys; the pages `ahead` are fetched meanwhile.
 template <int R>
 static void score_panel(const Pair *a, int64_t row_step, Two keys, int64_t pairs, Two ahead, float *out,
@@ -77,10 +82,6 @@ static void score_panel(const Pair *a, int64_t row_step, Two keys, int64_t pairs
     for (int r = 0; r < R; r++)
         for (int v = 0; v < VECTORS; v++) store(out + r * out_step + v * LANES, sums[r][v]);
 }
-
-// Values are mixed as they lie in their pages.
-static int64_t bytes_of_laid(int64_t) { return 0; }
-static void lay_values(const SeenValues &) {}
 
 template <int R>
 static void mix_panel(const Pair *a, int64_t row_step, const char *const *pages, int64_t count, int64_t offset,
@@ -113,10 +114,6 @@ static void mix(const Pair *a, int rows, const SeenValues &values, int64_t chann
     });
 }
 #else
-// Values are mixed as they lie in their pages.
-static int64_t bytes_of_laid(int64_t) { return 0; }
-static void lay_values(const SeenValues &) {}
-
 // Scores [rows][32] of two pages of keys; the pages `ahead` are fetched meanwhile.
 __attribute__((noinline)) static void score(const Pair *a, int rows, Two keys, int64_t pairs, Two ahead, float *out, int64_t out_step) {
     each_part(rows, [&](auto r, auto s, int strip, int64_t done) __attribute__((always_inline)) {
@@ -151,5 +148,6 @@ __attribute__((noinline)) static void mix(const Pair *a, int rows, const SeenVal
         store_sums(sums, to, out_step);
     });
 }
+#endif
 #endif
 }  // namespace step3

@@ -19,8 +19,8 @@ struct LayerCall {
 struct LayerMemory {
     int64_t parts;  // into how many parts tokens are cut of which a thread prepares one at a time; 0: threads share them
     bool are_few;   // all threads take some experts' logits of all tokens; else each takes some tokens
-    Pair *packed_query;                // tiles, or null where threads share the tokens
-    Pair *normed, *inter, *mixed;      // tiles, the first two of shared tokens
+    Pair *packed_query;             // tiles, or null where threads share the tokens
+    Pair *normed, *inter, *mixed;   // tiles, the first two of shared tokens
     float *qkv, *query, *attended;     // the last two in the same memory: attention has read all queries before
     float *partials, *logits;
     LayerMemory(Workspace &workspace, int64_t threads, const step3_shape &shape, const step3_attention &weights, int64_t tokens,
