@@ -37,7 +37,7 @@ def test_block_fp8_is_expanded_exactly(placement: Placement, shape: tuple[int, i
         torch.testing.assert_close(product(placement, x, BlockFp8(q, scale)), expected, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5, 12, 30])
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 12, 30])
 def test_every_fp8_value(placement: Placement, rows: int) -> None:
     values = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
     scale, x = torch.ones(2, 1), torch.ones(rows, 1).bfloat16()
@@ -45,13 +45,23 @@ def test_every_fp8_value(placement: Placement, rows: int) -> None:
     assert torch.equal(got.nan_to_num(1e6), values.float().nan_to_num(1e6).expand(rows, -1))
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5, 12, 30])
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 12, 30])
 def test_a_nan_of_fp8_stays_in_its_column(placement: Placement, rows: int) -> None:
     q, scale = quantise(torch.randn(48, 200))
     q[37, 131] = torch.nan
     got = product(placement, torch.randn(rows, 200).bfloat16(), BlockFp8(q, scale))
     assert got[:, 37].isnan().all()
     assert got.isnan().sum() == rows
+
+
+@pytest.mark.parametrize("place", [(0, 0), (47, 199)])
+def test_packing_tells_of_a_nan_where_products_do_not_show_it(
+    library: Library, place: tuple[int, int]
+) -> None:
+    q, scale = quantise(torch.randn(48, 200))
+    assert not Packing(library).take([BlockFp8(q, scale)]).matrix.may_be_nan
+    q[place] = -torch.nan
+    assert bool(Packing(library).take([BlockFp8(q, scale)]).matrix.may_be_nan) == (library.level == "avx2")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

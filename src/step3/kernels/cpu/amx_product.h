@@ -141,9 +141,7 @@ static inline void multiply_rows_of(const Product &p, int rows, Lay lay, ScalesO
 }
 
 // A tile times a panel of bf16.
-template <class Source>
-static inline void multiply_tile(const Product &p, int rows) {
-    static_assert(std::is_same_v<Source, Bf16>);
+static inline void multiply_tile_of_bf16(const Product &p, int rows) {
     auto find = [&p](int64_t pair, char *) { return p.panel + pair * 128; };
     multiply_rows_of<false>(p, rows, find, [](int64_t) -> const float * { return nullptr; });
 }

@@ -30,13 +30,15 @@ struct Factor {
     const step3_stored *stored;
     int64_t expert;
     bool narrow;  // it takes narrow tiles
+    bool may_be_nan;
     Factor(const step3_matrix &m, int64_t rows, int64_t expert = 0)
         : panels(m.panels + expert * m.bytes),
           scales(m.scales ? m.scales + expert * m.num_scales : nullptr),
           pairs(m.pairs),
           stored(m.stored),
           expert(expert),
-          narrow(is_narrow(m, rows)) {}
+          narrow(is_narrow(m, rows)),
+          may_be_nan(m.may_be_nan) {}
     int64_t pair_bytes() const { return scales ? 64 : 128; }
     int64_t panel_bytes() const { return pairs * pair_bytes(); }
     int64_t blocks() const { return (pairs + BLOCK_PAIRS - 1) / BLOCK_PAIRS; }

@@ -67,6 +67,7 @@ class Matrix(ctypes.Structure):
         ("num_scales", c_int64),
         ("stored", POINTER(Stored)),
         ("int8", c_int64),
+        ("may_be_nan", c_int64),
     )
 
 
@@ -178,7 +179,7 @@ _FUNCTIONS = {
     "step3_workspace_free": (None, (c_void_p,)),
     "step3_allocate": (c_void_p, (c_int64,)),
     "step3_free": (None, (c_void_p, c_int64)),
-    "step3_pack": (None, (POINTER(Stored), POINTER(Matrix), c_int64, c_int64, c_int64)),
+    "step3_pack": (c_int64, (POINTER(Stored), POINTER(Matrix), c_int64, c_int64, c_int64)),
     "step3_linear": (
         None,
         (c_void_p, c_int64, POINTER(Matrix), c_void_p, c_void_p, c_int64, c_int64, c_void_p),

@@ -69,7 +69,7 @@ static void multiply_operands(const PeakOperands &operands) {
 #elif defined(__AVX512BW__)
     alignas(64) float out[TILE * PANEL];
     const Product p{operands.a, ROWS, operands.panel, PAIRS, nullptr, operands.panel, 0, out};
-    multiply_tile<Bf16>(p, ROWS);
+    multiply_tile_of_bf16(p, ROWS);
     // The result counts as used, so that the compiler leaves nothing out.
     asm volatile("" : : "r"(out) : "memory");
 #else

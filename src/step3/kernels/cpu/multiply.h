@@ -15,7 +15,7 @@ template <class Keep>
 static inline void multiply_in_place(const Factor &m, const Pair *a, int64_t row, int rows, int64_t begin, int64_t end,
                                      Keep keep) {
     alignas(64) float out[TILE * PANEL];
-    const Product p{a, rows, nullptr, m.pairs, nullptr, nullptr, 0, out};
+    const Product p{a, rows, nullptr, m.pairs, nullptr, nullptr, 0, out, m.may_be_nan};
     for (int64_t panel = begin; panel < end; panel++) {
         m.multiply_in_place(panel, panel == begin, panel + 1 == end, p, rows);
         for (int r = 0; r < rows; r++) keep(TileSums{row, rows, panel, out}, r);

@@ -33,6 +33,12 @@ struct Task {
         }
     }
 };
+
+bool has_nan(const Strip &strip) {
+    for (int r = 0; r < strip.rows; r++)
+        if (has_fp8_nan(strip.data + r * strip.stride, strip.columns)) return true;
+    return false;
+}
 }  // namespace
 
 extern "C" void *step3_allocate(int64_t bytes) {
@@ -45,8 +51,7 @@ extern "C" void *step3_allocate(int64_t bytes) {
 
 extern "C" void step3_free(void *memory, int64_t bytes) { munmap(memory, (size_t)bytes); }
 
-extern "C" void step3_pack(const step3_stored *from, const step3_matrix *to, int64_t experts, int64_t mapped,
-                           int64_t threads) {
+extern "C" int64_t step3_pack(const step3_stored *from, const step3_matrix *to, int64_t experts, int64_t mapped, int64_t threads) {
     const bool quantised = to->scales != nullptr;
     const int64_t blocks = (to->pairs + BLOCK_PAIRS - 1) / BLOCK_PAIRS;
     const int64_t bytes = to->pairs * (quantised ? 64 : 128);
@@ -56,7 +61,8 @@ extern "C" void step3_pack(const step3_stored *from, const step3_matrix *to, int
         const int64_t begin = i % of_expert * panels;
         return Task{*from, i / of_expert, begin, std::min(to->num_panels, begin + panels), quantised};
     };
-#pragma omp parallel for num_threads((int)threads) schedule(dynamic, 1)
+    bool nan = false;
+#pragma omp parallel for num_threads((int)threads) schedule(dynamic, 1) reduction(|| : nan)
     for (int64_t i = 0; i < tasks; i++) {
         const Task own = task(i);
         if (mapped && i + TASKS_AHEAD < tasks) task(i + TASKS_AHEAD).advise(MADV_WILLNEED);
@@ -65,9 +71,9 @@ extern "C" void step3_pack(const step3_stored *from, const step3_matrix *to, int
                                      find_strip(*from, own.expert, 2 * panel + 1)};
             char *at = const_cast<char *>(to->panels) + own.expert * to->bytes + panel * bytes;
             fill_panel<true>(strips, to->pairs, quantised, {IN_ROW, 0}, at);
-            if (quantised)
-                fill_scales(strips, blocks,
-                            const_cast<float *>(to->scales) + own.expert * to->num_scales + panel * blocks * 2);
+            if (!quantised) continue;
+            fill_scales(strips, blocks, const_cast<float *>(to->scales) + own.expert * to->num_scales + panel * blocks * 2);
+            nan = nan || (!FP8_SHOWS_NAN && (has_nan(strips[0]) || has_nan(strips[1])));
         }
         _mm_sfence();
         if (mapped) own.advise(MADV_DONTNEED);
@@ -76,4 +82,5 @@ extern "C" void step3_pack(const step3_stored *from, const step3_matrix *to, int
     if (mapped)
         for (int64_t expert = 0; expert < experts; expert++)
             Task{*from, expert, 0, to->num_panels, quantised}.advise(MADV_DONTNEED);
+    return nan;
 }

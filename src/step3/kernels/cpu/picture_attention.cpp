@@ -79,7 +79,7 @@ void attend_tile(const Heads &heads, const char *keys, int64_t picture, int64_t 
     for (int r = 0; r < count; r++) rows[r] = heads.row(picture, first + r, head, 0);
     pack_tile(rows, count, heads.size, heads.size_pairs(), query);
     auto multiply_by = [&](const Pair *a, const char *panel, int64_t pairs, float *to) {
-        multiply_tile<Bf16>({a, count, panel, pairs, nullptr, panel + pairs * 128, 128, to}, count);
+        multiply_tile_of_bf16({a, count, panel, pairs, nullptr, panel + pairs * 128, 128, to}, count);
     };
     for (int64_t panel = 0; panel < heads.length_panels(); panel++)
         multiply_by(query, keys + panel * heads.size_pairs() * 128, heads.size_pairs(), scores + panel * step);

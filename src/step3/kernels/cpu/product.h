@@ -15,6 +15,7 @@ struct Product {
     const char *ahead;
     int64_t ahead_step;
     float *out;
+    bool may_be_nan = false;  // step3_matrix
 };
 
 // What a panel gives of a tile: [rows][32] sums, of the rows from `row` on.
@@ -28,7 +29,7 @@ struct TileSums {
 
 // Runs body(R, done) for groups of at most MOST rows: their number R is a constant to the compiler, `done` rows came before.
 template <int MOST, class Body>
-static inline void each_group(int rows, Body body) {
+static inline __attribute__((always_inline)) void each_group(int rows, Body body) {
     static_assert(MOST <= 12);
     for (int done = 0, now; done < rows; done += now) {
         now = rows - done < MOST ? rows - done : MOST;

@@ -35,6 +35,7 @@ struct step3_matrix {
     int64_t num_scales;
     const step3_stored *stored;  // null, or where the weights stay: then panels and scales are its first source's
     int64_t int8;                // whether many rows may be quantised to be multiplied with block-fp8 (int8.h)
+    int64_t may_be_nan;          // whether a value of block-fp8 may be NaN and has to be looked for (FP8_SHOWS_NAN)
 };
 
 // A linear layer of the vision tower. The bias is as long as all panels, zeros where there is none.
@@ -97,8 +98,8 @@ void *step3_allocate(int64_t bytes);
 void step3_free(void *memory, int64_t bytes);
 
 // Packs a matrix, or a stack of `experts`. `mapped`: the sources are pages of a mapped file; they are read
-// ahead, and given back when they are done.
-void step3_pack(const step3_stored *from, const step3_matrix *to, int64_t experts, int64_t mapped, int64_t threads);
+// ahead, and given back when they are done. Returns what belongs into `may_be_nan`.
+int64_t step3_pack(const step3_stored *from, const step3_matrix *to, int64_t experts, int64_t mapped, int64_t threads);
 
 // out [rows, matrix rows] float = x [.., columns] bf16 times the matrix, transposed; of the rows `chosen`, or null for the
 // first ones.

@@ -13,7 +13,7 @@ static inline void multiply_stream(const Factor &m, const Pair *a, int64_t row, 
     const int64_t bytes = m.panel_bytes();
     for (int64_t panel = begin; panel < end; panel++) {
         const Weights weights = m.open(panel, panel == begin, nullptr);
-        const Product p{a, rows, weights.panel, m.pairs, weights.scales, weights.panel + STREAM_AHEAD, bytes / m.pairs, out};
+        const Product p{a, rows, weights.panel, m.pairs, weights.scales, weights.panel + STREAM_AHEAD, bytes / m.pairs, out, m.may_be_nan};
         multiply_tile_of(p, rows, m.scales);
         for (int r = 0; r < rows; r++) keep(TileSums{row, rows, panel, out}, r);
     }
@@ -31,7 +31,7 @@ static inline void multiply_panels(const Factor &m, const Pair *a, const Tiles &
     char *room = wide + laid_out;
     for (int64_t panel = begin; panel < end; panel++) {
         const Weights weights = m.open(panel, panel == begin, room);
-        Product p{nullptr, 0, weights.panel, m.pairs, weights.scales, nullptr, 0, out};
+        Product p{nullptr, 0, weights.panel, m.pairs, weights.scales, nullptr, 0, out, m.may_be_nan};
         if (expands) {
             expand_fp8(weights.panel, wide, m.pairs);
             p.panel = wide;

@@ -150,6 +150,8 @@ static inline void multiply_tile(const Product &p, int rows) {
     });
 }
 
+static inline void multiply_tile_of_bf16(const Product &p, int rows) { multiply_tile<Bf16>(p, rows); }
+
 // A tile times a panel of fp8, where processors expand it as they multiply, or of bf16.
 static inline void multiply_tile_of(const Product &p, int rows, [[maybe_unused]] bool is_fp8) {
 #if defined(__AVX512BF16__) && defined(__AVX512VBMI__)

@@ -4,7 +4,7 @@
 //
 // The unit of all products is a pair: two neighbouring values along the summed dimension, as bf16, in 32
 // bits. One vdpbf16ps multiplies 16 pairs by 16 pairs and adds both products to 16 float32 sums. The older
-// levels widen pairs to two float32 vectors; bf16 to float32 is a shift (AVX2: widened_product.h).
+// levels widen pairs to two float32 vectors; bf16 to float32 is a shift (AVX2: widened_sums.h).
 #pragma once
 #include <immintrin.h>
 #include <cstdint>
@@ -228,6 +228,21 @@ static inline uint16_t bf16_of_fp8(uint8_t byte) {
     return (uint16_t)((bits | (uint32_t)(byte & 0x80) << 24) >> 16);
 }
 
+static inline bool is_fp8_nan(char byte) { return (byte & 0x7f) == 0x7f; }
+
+static inline bool has_fp8_nan(const char *values, int64_t count) {
+    const __m256i sign = _mm256_set1_epi8((char)0x80);
+    __m256i most = sign;
+    int64_t i = 0;
+    for (; i + 32 <= count; i += 32) most = _mm256_max_epu8(most, _mm256_or_si256(_mm256_loadu_si256((const __m256i *)(values + i)), sign));
+    bool found = _mm256_movemask_epi8(_mm256_cmpeq_epi8(most, _mm256_set1_epi8(-1))) != 0;
+    for (; i < count; i++) found = found || is_fp8_nan(values[i]);
+    return found;
+}
+
+// Whether products with fp8 give NaN for it by themselves; else it is looked for as weights are packed.
+constexpr bool FP8_SHOWS_NAN = LANES == 16;
+
 // Where there is nothing to be done meanwhile.
 struct Nothing {
     __attribute__((always_inline)) void operator()(int) const {}
@@ -301,13 +316,11 @@ static inline __attribute__((always_inline)) void expand_fp8(const char *from, c
 static inline void keep_nan(const char *group, char *to) {
     for (int vector = 0; vector < 2; vector++)
         for (int i = 0; i < 2 * 16; i++)
-            if ((group[fp8_place(vector * 16 + i / 2) + i % 2] & 0x7f) == 0x7f) ((uint16_t *)(to + 64 * vector))[i] = 0x7fc0;
+            if (is_fp8_nan(group[fp8_place(vector * 16 + i / 2) + i % 2])) ((uint16_t *)(to + 64 * vector))[i] = 0x7fc0;
 }
 
-// A byte's bits between those of a bf16 whose exponent is 120 too small, its tiniest numbers included: so the result is 2^-120 of
-// the value, or by another product, EXACT, the value itself. meanwhile(i) is called for each group.
-template <bool EXACT = true, class Meanwhile = Nothing>
-static inline __attribute__((always_inline)) void expand_fp8(const char *from, char *to, int64_t groups, Meanwhile meanwhile = {}) {
+// A byte's bits between those of a bf16 whose exponent is 120 too small, its tiniest numbers included, times 2^120.
+static inline __attribute__((always_inline)) void expand_fp8(const char *from, char *to, int64_t groups) {
     const __m256i none = _mm256_setzero_si256(), sign = _mm256_set1_epi8((char)0x80), kept = _mm256_set1_epi16((int16_t)0x87f0);
     const __m256i upper = _mm256_set1_epi32((int)0xffff0000);
     const __m256 power = _mm256_set1_ps(0x1p120f);
@@ -317,18 +330,15 @@ static inline __attribute__((always_inline)) void expand_fp8(const char *from, c
         return _mm256_or_si256(_mm256_srli_epi32(_mm256_castps_si256(low), 16), _mm256_castps_si256(high));
     };
     __m256i most = none;
-    for (int64_t i = 0; i < groups; i++) {
-        meanwhile((int)i);
+    for (int64_t i = 0; i < groups; i++)
         for (int half = 0; half < 2; half++) {
             const __m256i bytes = _mm256_loadu_si256((const __m256i *)(from + 64 * i + 32 * half));
             most = _mm256_max_epu8(most, _mm256_or_si256(bytes, sign));
-            __m256i first = _mm256_and_si256(_mm256_srai_epi16(_mm256_unpacklo_epi8(none, bytes), 4), kept);
-            __m256i second = _mm256_and_si256(_mm256_srai_epi16(_mm256_unpackhi_epi8(none, bytes), 4), kept);
-            if (EXACT) first = exact(first), second = exact(second);
-            _mm256_storeu_si256((__m256i *)(to + 128 * i + 32 * half), first);
-            _mm256_storeu_si256((__m256i *)(to + 128 * i + 64 + 32 * half), second);
+            const __m256i first = _mm256_and_si256(_mm256_srai_epi16(_mm256_unpacklo_epi8(none, bytes), 4), kept);
+            const __m256i second = _mm256_and_si256(_mm256_srai_epi16(_mm256_unpackhi_epi8(none, bytes), 4), kept);
+            _mm256_storeu_si256((__m256i *)(to + 128 * i + 32 * half), exact(first));
+            _mm256_storeu_si256((__m256i *)(to + 128 * i + 64 + 32 * half), exact(second));
         }
-    }
     if (__builtin_expect(_mm256_movemask_epi8(_mm256_cmpeq_epi8(most, _mm256_set1_epi8(-1))) != 0, false))
         for (int64_t i = 0; i < groups; i++) keep_nan(from + 64 * i, to + 128 * i);
 }

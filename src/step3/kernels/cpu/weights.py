@@ -105,7 +105,9 @@ class Packing:
         if is_quantised:
             matrix.scales = self._arena.take(experts * matrix.num_scales * 4)
             nbytes += experts * matrix.num_scales * 4
-        self.library.c.step3_pack(ctypes.byref(stored), ctypes.byref(matrix), experts, mapped, num_threads())
+        matrix.may_be_nan = self.library.c.step3_pack(
+            ctypes.byref(stored), ctypes.byref(matrix), experts, mapped, num_threads()
+        )
         return CpuWeight(self.library, matrix, stored.columns, experts, nbytes, self._arena)
 
 
@@ -130,6 +132,7 @@ class InPlace:
         matrix.panels, matrix.scales = stored.sources[0].data, stored.sources[0].scales
         matrix.bytes = matrix.num_scales = 0
         matrix.stored = ctypes.pointer(stored)
+        matrix.may_be_nan = isinstance(weights[0], BlockFp8)
         kept = stored, tuple(weights)
         nbytes = sum(weight.nbytes for weight in weights)
         return CpuWeight(self.library, matrix, stored.columns, _experts(weights), nbytes, kept)
@@ -150,7 +153,7 @@ def _describe(weights: Sequence[Weight], interleave: bool, int8: bool) -> tuple[
     sources = (Source * 3)(*map(_source, weights))
     return (
         Stored(sources, len(weights), columns, interleave),
-        Matrix(None, None, panels, pairs, rows, nbytes, scales, None, int8),
+        Matrix(None, None, panels, pairs, rows, nbytes, scales, None, int8, False),
     )
 
 
