@@ -6,9 +6,9 @@
 // read from front to back, whatever is multiplied; 16 pairs of a strip of bf16 are a tile register.
 #pragma once
 #include <algorithm>
+#include "fp8.h"
 #include "numbers.h"
 #include "step3_cpu.h"
-#include "vectors.h"
 
 namespace step3 {
 

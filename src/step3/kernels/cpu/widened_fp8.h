@@ -76,7 +76,7 @@ static inline __attribute__((always_inline)) void add_parts(const Floats (&sums)
 }
 
 // Makes NaN of all rows' results of a column where a block of it has one, which its float does not show.
-static __attribute__((noinline)) void keep_nan(const char *block, int64_t pairs, int rows, float *out) {
+static __attribute__((noinline)) void spread_nan(const char *block, int64_t pairs, int rows, float *out) {
     if (!has_fp8_nan(block, pairs * 64)) return;
     for (int column = 0; column < PANEL; column++)
         for (int64_t pair = 0; pair < pairs; pair++) {
@@ -106,7 +106,7 @@ static inline __attribute__((always_inline)) void multiply_blocks_of_fp8(const P
                                         ahead);
             add_parts(sums, p.out + done * PANEL + part * LANES, scales);
         });
-        if (p.may_be_nan) keep_nan(block, pairs, rows, p.out);
+        if (p.may_be_nan) spread_nan(block, pairs, rows, p.out);
     }
 }
 
