@@ -2,7 +2,7 @@
 // heads of a token are rows of one product, and a page of keys is a strip of weights.
 //
 // A page is 16 tokens. Keys: pair after pair of channels, 16 tokens. Values: strip after strip of 16
-// channels, pair after pair of tokens. As fp8 two such pairs fill a group of 64 bytes (vectors.h). A block of
+// channels, pair after pair of tokens. As fp8 two such pairs fill a group of 64 bytes (fp8.h). A block of
 // the cache is one or more pages.
 #pragma once
 #include <vector>
