@@ -19,40 +19,24 @@ static inline const Pair *rows_of_fp8(const Pair *a, int64_t count, Buffer &scra
     return to;
 }
 
-// The mask of a word's upper byte, in a register or, where sums need all of them, in memory.
-template <bool IN_REGISTER>
-class UpperBytes {
-   public:
-    UpperBytes() {
-        if constexpr (IN_REGISTER) asm("" : "+x"(kept_));
-    }
-    __attribute__((always_inline)) Floats operator()(const char *at) const {
-        if constexpr (IN_REGISTER) return _mm256_castsi256_ps(_mm256_and_si256(_mm256_srai_epi32(load_pairs(at), 4), kept_));
-        Floats values;
-        asm("vmovdqu %1, %0\n\t"
-            "vpsrad $4, %0, %0\n\t"
-            "vpand %2, %0, %0"
-            : "=&x"(values)
-            : "m"(*(const Pairs *)at), "m"(kept_));
-        return values;
-    }
-
-   private:
-    Pairs kept_ = _mm256_set1_epi32((int)0x87f00000);
-};
+// Of eight words the upper bytes.
+static inline __attribute__((always_inline)) Floats upper_bytes(const char *at, Pairs kept) {
+    return _mm256_castsi256_ps(_mm256_and_si256(_mm256_srai_epi32(load_pairs(at), 4), kept));
+}
 
 // sums = R rows of a tile times P parts of the pairs that begin at `first`; the second pair begins at `next`.
 template <int R, int P>
 static inline __attribute__((always_inline)) void multiply_pairs_of_fp8(Sums<R, P> &sums, const Pair *a, int64_t row_step, const char *first,
                                                                         const char *next, int64_t pairs, PairsAhead ahead) {
-    const UpperBytes<(R * P <= 5)> values;
+    Pairs kept = _mm256_set1_epi32((int)0x87f00000);
+    asm("" : "+x"(kept));  // left in its register
     clear(sums);
     for (const char *at = first; pairs > 0; pairs--) {
 #pragma GCC unroll 2
         for (int p = 0; p < P; p++) {
             const char *part = at + 32 * p;
-            add_rows(sums, p, values(part - 3), values(part - 1), a, &Pair::first);
-            add_rows(sums, p, values(part - 2), values(part), a, &Pair::second);
+            add_rows(sums, p, upper_bytes(part - 3, kept), upper_bytes(part - 1, kept), a, &Pair::first);
+            add_rows(sums, p, upper_bytes(part - 2, kept), upper_bytes(part, kept), a, &Pair::second);
         }
         _mm_prefetch(ahead.at, _MM_HINT_T0);
         ahead.at += ahead.step;
