@@ -22,12 +22,21 @@ static inline uint16_t bf16_of_fp8(uint8_t byte) {
 
 static inline bool is_fp8_nan(char byte) { return (byte & 0x7f) == 0x7f; }
 
+// Whether there was a NaN among all values that were seen, 32 at a time.
+class SeenFp8 {
+   public:
+    inline __attribute__((always_inline)) void see(__m256i values) { most_ = _mm256_max_epu8(most_, _mm256_or_si256(values, sign_)); }
+    bool has_nan() const { return _mm256_movemask_epi8(_mm256_cmpeq_epi8(most_, _mm256_set1_epi8(-1))) != 0; }
+
+   private:
+    __m256i sign_ = _mm256_set1_epi8((char)0x80), most_ = sign_;
+};
+
 static inline bool has_fp8_nan(const char *values, int64_t count) {
-    const __m256i sign = _mm256_set1_epi8((char)0x80);
-    __m256i most = sign;
+    SeenFp8 seen;
     int64_t i = 0;
-    for (; i + 32 <= count; i += 32) most = _mm256_max_epu8(most, _mm256_or_si256(_mm256_loadu_si256((const __m256i *)(values + i)), sign));
-    bool found = _mm256_movemask_epi8(_mm256_cmpeq_epi8(most, _mm256_set1_epi8(-1))) != 0;
+    for (; i + 32 <= count; i += 32) seen.see(_mm256_loadu_si256((const __m256i *)(values + i)));
+    bool found = seen.has_nan();
     for (; i < count; i++) found = found || is_fp8_nan(values[i]);
     return found;
 }
@@ -113,7 +122,7 @@ static inline void keep_nan(const char *group, char *to) {
 
 // A byte's bits between those of a bf16 whose exponent is 120 too small, its tiniest numbers included, times 2^120.
 static inline __attribute__((always_inline)) void expand_fp8(const char *from, char *to, int64_t groups) {
-    const __m256i none = _mm256_setzero_si256(), sign = _mm256_set1_epi8((char)0x80), kept = _mm256_set1_epi16((int16_t)0x87f0);
+    const __m256i none = _mm256_setzero_si256(), kept = _mm256_set1_epi16((int16_t)0x87f0);
     const __m256i upper = _mm256_set1_epi32((int)0xffff0000);
     const __m256 power = _mm256_set1_ps(0x1p120f);
     auto exact = [&](__m256i pairs) __attribute__((always_inline)) {
@@ -121,17 +130,17 @@ static inline __attribute__((always_inline)) void expand_fp8(const char *from, c
         const __m256 high = _mm256_mul_ps(_mm256_castsi256_ps(_mm256_and_si256(pairs, upper)), power);
         return _mm256_or_si256(_mm256_srli_epi32(_mm256_castps_si256(low), 16), _mm256_castps_si256(high));
     };
-    __m256i most = none;
+    SeenFp8 seen;
     for (int64_t i = 0; i < groups; i++)
         for (int half = 0; half < 2; half++) {
             const __m256i bytes = _mm256_loadu_si256((const __m256i *)(from + 64 * i + 32 * half));
-            most = _mm256_max_epu8(most, _mm256_or_si256(bytes, sign));
+            seen.see(bytes);
             const __m256i first = _mm256_and_si256(_mm256_srai_epi16(_mm256_unpacklo_epi8(none, bytes), 4), kept);
             const __m256i second = _mm256_and_si256(_mm256_srai_epi16(_mm256_unpackhi_epi8(none, bytes), 4), kept);
             _mm256_storeu_si256((__m256i *)(to + 128 * i + 32 * half), exact(first));
             _mm256_storeu_si256((__m256i *)(to + 128 * i + 64 + 32 * half), exact(second));
         }
-    if (__builtin_expect(_mm256_movemask_epi8(_mm256_cmpeq_epi8(most, _mm256_set1_epi8(-1))) != 0, false))
+    if (__builtin_expect(seen.has_nan(), false))
         for (int64_t i = 0; i < groups; i++) keep_nan(from + 64 * i, to + 128 * i);
 }
 #endif
