@@ -50,6 +50,7 @@ def main(
     likeliest: Annotated[int, typer.Option(help="Tokens of a place whose differences count.")] = 20,
     kv_cache_dtype: Annotated[str, typer.Option(help="auto or fp8.")] = "auto",
     int8_activations: Annotated[bool, typer.Option(help="8-bit activations.")] = False,
+    batch_invariant: Annotated[bool, typer.Option(help="Off: 16-bit integers on AVX2.")] = True,
     level: Annotated[str | None, typer.Option(help="Of kernels; without it all that run here.")] = None,
 ) -> None:
     """Compare the log-probabilities of drawn prompts."""
@@ -76,6 +77,7 @@ def main(
             max_logprobs=1 << 20,
             kv_cache_dtype=kv_cache_dtype,
             int8_activations=int8_activations,
+            batch_invariant=batch_invariant,
             **options,
         )
         got = log_probabilities(llm, drawn, vocabulary)

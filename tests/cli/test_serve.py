@@ -98,3 +98,8 @@ def test_weights_may_stay_in_their_files(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_activations_may_be_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not options(monkeypatch)["engine"]["int8_activations"]
     assert options(monkeypatch, "--int8-activations")["engine"]["int8_activations"]
+
+
+def test_batch_invariance_may_be_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert options(monkeypatch)["engine"]["batch_invariant"]
+    assert not options(monkeypatch, "--no-batch-invariant")["engine"]["batch_invariant"]

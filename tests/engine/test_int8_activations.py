@@ -74,4 +74,4 @@ def test_needs_a_processor_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_ffn_shard_says_so_too() -> None:
     """Attention may be on another device, and know nothing of the FFN instances' processors."""
     with pytest.raises(Step3Error, match="not in block-fp8"):
-        FFNShard.load(Checkpoint.open(GOLDEN / "text"), torch.bfloat16, int8=True)
+        FFNShard.load(Checkpoint.open(GOLDEN / "text"), torch.bfloat16, integers=8)

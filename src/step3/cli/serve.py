@@ -104,6 +104,11 @@ def serve(
         help="Reads prompts faster on a CPU from block-fp8 weights, a little less exactly.",
         rich_help_panel=_ENGINE,
     ),
+    batch_invariant: bool = typer.Option(
+        True,
+        help="Off: prompts are read faster on a CPU with AVX2, and depend on what is beside them.",
+        rich_help_panel=_ENGINE,
+    ),
     kv_cache_memory_bytes: int | None = typer.Option(
         None, help="Memory of the KV cache, instead of a part.", rich_help_panel=_ENGINE
     ),
@@ -299,6 +304,7 @@ def serve(
         "device": device,
         "load": load,
         "int8_activations": int8_activations,
+        "batch_invariant": batch_invariant,
         "max_model_len": max_model_len,
         "max_num_seqs": max_num_seqs,
         "max_num_batched_tokens": max_num_batched_tokens,

@@ -48,12 +48,12 @@ class FFNPart:
             checkpoint.config.text.moe_num_experts, topology.expert_parallel, topology.tensor_parallel
         )
         piece = pieces[membership.shard]
-        key = (piece, dtype, device, config.load, config.int8_activations)
+        key = (piece, dtype, device, config.load, config.integers)
         if self._loaded is None or self._loaded[0] != key:
             in_place = config.load == "mmap"
             self._loaded = (
                 key,
-                FFNShard.load(checkpoint, dtype, device, piece, in_place, config.int8_activations),
+                FFNShard.load(checkpoint, dtype, device, piece, in_place, config.integers),
             )
         shard = self._loaded[1]
         endpoint = FFNEndpoint(

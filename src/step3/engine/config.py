@@ -60,6 +60,9 @@ class EngineConfig:
         int8_activations: round activations to 8 bits where the CPU kernels multiply 48 rows or more by
             block-fp8 weights: prompts are read nearly twice as fast, and log-probabilities differ a little
             more (docs/cpu.md), also with what else is in the batch.
+        batch_invariant: on a CPU, an answer does not depend on what is computed beside it, to its last bits.
+            Where it may, the kernels for AVX2 multiply 24 rows or more in 16-bit integers, as exactly and
+            nearly half as fast again (docs/cpu.md); the others take no notice.
         device: where attention and vision are computed, as torch names devices.
         max_model_len: longest prompt and answer together, in tokens; None for the longest that the model was
             made for and the KV cache can hold.
@@ -87,6 +90,7 @@ class EngineConfig:
     kv_cache_dtype: str = "auto"
     load: str = "packed"
     int8_activations: bool = False
+    batch_invariant: bool = True
     device: str = "cpu"
     max_model_len: int | None = None
     max_num_seqs: int = 64
@@ -163,6 +167,11 @@ class EngineConfig:
     def max_pictures(self) -> int:
         """Pictures of one prompt at most."""
         return self.limit_mm_per_prompt.get("image", 64)
+
+    @property
+    def integers(self) -> int:
+        """Bits of the integers that the CPU kernels may multiply many rows in, or 0."""
+        return 8 if self.int8_activations else 0 if self.batch_invariant else 16
 
     @property
     def drafts(self) -> tuple[int, int, int] | None:

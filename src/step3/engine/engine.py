@@ -86,12 +86,12 @@ class Engine:
         # Where another device holds the attention side, "mmap" and 8-bit activations are meant for the FFN
         # instances.
         is_for_this = holds_ffn or device.type == "cpu"
-        in_place, int8 = config.load == "mmap" and is_for_this, config.int8_activations and is_for_this
+        in_place = config.load == "mmap" and is_for_this
         if in_place and library is None:
             raise EngineError(
                 f"load = 'mmap' is for the CPU kernels, which cannot be used: {obstacle or why_not()}"
             )
-        if int8:
+        if config.int8_activations and is_for_this:
             reason = f"it is for the CPU kernels, which cannot be used: {obstacle}" if obstacle else None
             if reason := reason or why_not_int8(library, checkpoint.config.quantisation is not None):
                 raise EngineError(f"int8_activations cannot be had: {reason}")
@@ -102,11 +102,11 @@ class Engine:
         if library is None:
             weights: DecoderWeights | PackedDecoderWeights = DecoderWeights.load(checkpoint, dtype, device)
         else:
-            placement = (InPlace if in_place else Packing)(library, int8=int8)
+            placement = (InPlace if in_place else Packing)(library, integers=config.integers)
             weights = PackedDecoderWeights.load(checkpoint, placement)
         self.ffn = None
         if holds_ffn:
-            self.ffn = FFNShard.load(checkpoint, dtype, device, in_place=in_place, int8=int8)
+            self.ffn = FFNShard.load(checkpoint, dtype, device, in_place=in_place, integers=config.integers)
         held = weights.nbytes + (self.ffn.nbytes if self.ffn else 0)
         pictures = None
         if network.vision is not None and image_processor is not None:

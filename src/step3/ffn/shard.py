@@ -47,13 +47,14 @@ class FFNShard:
         device: torch.device | str = "cpu",
         piece: Piece = WHOLE,
         in_place: bool = False,
-        int8: bool = False,
+        integers: int = 0,
     ) -> FFNShard:
         """Reads a piece of every layer; plain weights become `dtype`, block-fp8 stays as it is stored.
 
         Args:
             in_place: use the weights from the mapped files instead of reading them; for the CPU kernels.
-            int8: let the CPU kernels round activations to 8 bits where many rows meet block-fp8 weights.
+            integers: bits of the integers that the CPU kernels may multiply in where many rows meet weights
+                and the processor is faster so; 0 for none, 8 for block-fp8 only.
 
         Raises:
             CheckpointError: a tensor is missing or misshapen, or the piece cuts through a block of 128; it is
@@ -61,12 +62,14 @@ class FFNShard:
             Step3Error: weights are to stay in place, or activations to be rounded, but the CPU kernels cannot
                 compute this.
         """
-        if int8 and (reason := why_not_int8(open_library(), checkpoint.config.quantisation is not None)):
+        if integers == 8 and (
+            reason := why_not_int8(open_library(), checkpoint.config.quantisation is not None)
+        ):
             raise Step3Error(f"int8_activations cannot be had: {reason}")
         sizes = checkpoint.config.text
         first = piece.experts.start if piece.experts else 0
         if dtype == torch.bfloat16 and torch.device(device).type == "cpu" and (library := open_library()):
-            placement = (InPlace if in_place else Packing)(library, int8=int8)
+            placement = (InPlace if in_place else Packing)(library, integers=integers)
             return cls(_packed_layers(checkpoint, placement, piece, first))
         if in_place:
             raise Step3Error(

@@ -13,7 +13,7 @@ from step3.kernels.experts import SwiGLU, experts_reference, swiglu
 from step3.kernels.linear import BLOCK, BlockFp8
 
 ROWS = 48
-"""From here on rows are quantised (INT8_ROWS of int8.h)."""
+"""From here on rows are quantised (NARROW_ROWS of narrow.h)."""
 SHAPES = [(64, 128), (33, 300), (40, 70), (288, 256), (300, 4500)]
 
 
@@ -21,7 +21,7 @@ SHAPES = [(64, 128), (33, 300), (40, 70), (288, 256), (300, 4500)]
 def placement(request: pytest.FixtureRequest, library: Library) -> Placement:
     if library.level not in INT8_LEVELS:
         pytest.skip(f"{library.level} has no products of 8-bit integers")
-    return request.param(library, int8=True)
+    return request.param(library, integers=8)
 
 
 def quantised_product(x: Tensor, weight: BlockFp8) -> Tensor:

@@ -4,13 +4,12 @@
 #include "range.h"
 #if defined(__AMX_BF16__)
 #include "int8_registers.h"
-#else
+#elif defined(__AVX512BW__)
 #include "int8_vectors.h"
-#if defined(__AVX512BW__)
 #include "vector_product.h"
 #else
+#include "int16_vectors.h"
 #include "widened_product.h"
-#endif
 #endif
 
 namespace step3 {

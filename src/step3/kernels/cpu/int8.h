@@ -7,15 +7,12 @@
 //
 // Sums of integers are exact, and float32 sums go block after block: a row does not depend on those beside it.
 #pragma once
-#include "activations.h"
+#include "narrow.h"
 #include "panels.h"
 
 namespace step3 {
 
-constexpr int64_t INT8_ROWS = 48;  // fewer are multiplied as they are
-
 #if defined(__AVX512BF16__) && defined(__AVX512VBMI__) && defined(__AVX512VNNI__)
-constexpr bool HAS_INT8 = true;
 constexpr float INT8_OF_FP8 = 127.f / 448.f;
 
 struct Int8Table {
@@ -36,12 +33,5 @@ struct Int8Narrower {
         return _mm512_mask_sub_epi8(magnitudes, _mm512_movepi8_mask(bytes), _mm512_setzero_si512(), magnitudes);
     }
 };
-#else
-constexpr bool HAS_INT8 = false;
 #endif
-
-// Whether a product of so many rows takes narrow tiles and panels. A tile must have room for its scales.
-static inline bool is_narrow(const step3_matrix &m, int64_t rows) {
-    return HAS_INT8 && m.int8 && m.scales && rows >= INT8_ROWS && m.pairs > 16;
-}
 }  // namespace step3

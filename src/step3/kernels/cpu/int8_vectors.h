@@ -13,7 +13,7 @@ static inline int64_t narrow_panel_bytes(int64_t pairs, int64_t blocks) { return
 
 // A panel of fp8 to one of int8: quad after quad of columns, four values of 16 + 16 rows; behind it what the
 // sums of each block begin at, [blocks][2][16].
-static inline void narrow_panel(const char *panel, int64_t pairs, char *to) {
+static inline void narrow_panel(const char *panel, const float *, bool, int64_t pairs, char *to) {
     const Int8Narrower narrow;
     const __m512i ones = _mm512_set1_epi8(1);
     char *offsets = to + pairs * 64;
@@ -136,7 +136,7 @@ static inline void multiply_narrow_tile(const Product &p, int rows) {
 }
 #else
 static inline int64_t narrow_panel_bytes(int64_t, int64_t) { return 0; }
-static inline void narrow_panel(const char *, int64_t, char *) {}
+static inline void narrow_panel(const char *, const float *, bool, int64_t, char *) {}
 static inline void narrow_tile(Pair *, int, int64_t, Buffer &) {}
 static inline void multiply_narrow_tile(const Product &, int) {}
 #endif

@@ -66,7 +66,7 @@ class Matrix(ctypes.Structure):
         ("bytes", c_int64),
         ("num_scales", c_int64),
         ("stored", POINTER(Stored)),
-        ("int8", c_int64),
+        ("integers", c_int64),
         ("may_be_nan", c_int64),
     )
 

@@ -34,7 +34,7 @@ struct step3_matrix {
     int64_t bytes;
     int64_t num_scales;
     const step3_stored *stored;  // null, or where the weights stay: then panels and scales are its first source's
-    int64_t int8;                // whether many rows may be quantised to be multiplied with block-fp8 (int8.h)
+    int64_t integers;            // bits of the integers that products of many rows may be of, or 0 (narrow.h)
     int64_t may_be_nan;          // whether a value of block-fp8 may be NaN and has to be looked for (FP8_SHOWS_NAN)
 };
 

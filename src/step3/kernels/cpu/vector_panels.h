@@ -36,7 +36,7 @@ static inline void multiply_panels(const Factor &m, const Pair *a, const Tiles &
             expand_fp8(weights.panel, wide, m.pairs);
             p.panel = wide;
         } else if (m.narrow) {
-            narrow_panel(weights.panel, m.pairs, wide);
+            narrow_panel(weights.panel, weights.scales, m.may_be_nan, m.pairs, wide);
             p.panel = wide;
         }
         for (int64_t tile = first; tile < last; tile++) {

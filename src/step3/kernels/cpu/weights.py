@@ -69,12 +69,12 @@ class Placement(Protocol):
 
     Attributes:
         in_place: whether they stay as and where they are stored.
-        int8: whether products of many rows with block-fp8 weights may be of 8-bit integers (int8.h).
+        integers: bits of the integers that products of many rows may be of (narrow.h), or 0.
     """
 
     library: Library
     in_place: bool
-    int8: bool
+    integers: int
 
     def take(self, weights: Sequence[Weight], *, interleave: bool = False, mapped: bool = False) -> CpuWeight:
         """One matrix out of up to three with the same columns below each other.
@@ -93,12 +93,12 @@ class Packing:
 
     in_place = False
 
-    def __init__(self, library: Library, *, int8: bool = False) -> None:
-        self.library, self.int8, self._arena = library, int8, Arena(library)
+    def __init__(self, library: Library, *, integers: int = 0) -> None:
+        self.library, self.integers, self._arena = library, integers, Arena(library)
 
     def take(self, weights: Sequence[Weight], *, interleave: bool = False, mapped: bool = False) -> CpuWeight:
         """As `Placement.take`; plain weights of other dtypes are rounded to bfloat16."""
-        stored, matrix = _describe(weights, interleave, self.int8)
+        stored, matrix = _describe(weights, interleave, self.integers)
         experts, is_quantised = _experts(weights), isinstance(weights[0], BlockFp8)
         nbytes = experts * matrix.bytes
         matrix.panels = self._arena.take(nbytes)
@@ -119,13 +119,13 @@ class InPlace:
 
     in_place = True
 
-    def __init__(self, library: Library, *, int8: bool = False) -> None:
-        self.library, self.int8 = library, int8
+    def __init__(self, library: Library, *, integers: int = 0) -> None:
+        self.library, self.integers = library, integers
 
     def take(self, weights: Sequence[Weight], *, interleave: bool = False, mapped: bool = False) -> CpuWeight:
         """As `Placement.take`."""
         del mapped
-        stored, matrix = _describe(weights, interleave, self.int8)
+        stored, matrix = _describe(weights, interleave, self.integers)
         assert all(source.type in (0, 3) for source in stored.sources[: stored.count]), (
             "bfloat16 or block-fp8"
         )
@@ -142,7 +142,7 @@ def _experts(weights: Sequence[Weight]) -> int:
     return weights[0].shape[0] if len(weights[0].shape) == 3 else 1
 
 
-def _describe(weights: Sequence[Weight], interleave: bool, int8: bool) -> tuple[Stored, Matrix]:
+def _describe(weights: Sequence[Weight], interleave: bool, integers: int) -> tuple[Stored, Matrix]:
     """Where the weights lie, and the matrix that they make, without its memory."""
     columns, rows = weights[0].shape[-1], sum(weight.shape[-2] for weight in weights)
     strips = sum(-(-weight.shape[-2] // STRIP) for weight in weights)
@@ -153,7 +153,7 @@ def _describe(weights: Sequence[Weight], interleave: bool, int8: bool) -> tuple[
     sources = (Source * 3)(*map(_source, weights))
     return (
         Stored(sources, len(weights), columns, interleave),
-        Matrix(None, None, panels, pairs, rows, nbytes, scales, None, int8, False),
+        Matrix(None, None, panels, pairs, rows, nbytes, scales, None, integers, False),
     )
 
 
