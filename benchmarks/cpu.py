@@ -3,7 +3,7 @@
     python benchmarks/cpu.py CHECKPOINT --quantised BLOCK_FP8_CHECKPOINT --peer PYTHON_OF_VLLM
 
 The engines run as processes of their own and measure in turn, round after round; a ratio is the median of
-the rounds' ratios. Read bandwidth and the peak of bf16 products are measured before and after each of these
+the rounds' ratios. Read bandwidth and the peak of products are measured before and after each of these
 measurements, as neighbours on a shared host may double or halve them within seconds; what other processes
 took of the processor is told too. As many bytes are read as the engine has weights: of less, caches of some
 hundred MiB would answer a part. A long run can be cut: `--cases` in several runs. `--served` measures the
@@ -129,20 +129,24 @@ class Measured:
 class Limits:
     """What the machine can do at most, at this moment."""
 
-    def __init__(self, at_most: int) -> None:
-        """`at_most`: bytes, the most that are to be read."""
+    def __init__(self, at_most: int, integers: int) -> None:
+        """
+        Args:
+            at_most: bytes, the most that are to be read.
+            integers: bits of the integers that may be multiplied.
+        """
         library = open_library()
         if library is None:
             raise SystemExit(why_not())
-        self._c, self._threads = library.c, torch.get_num_threads()
+        self._c, self._threads, self._integers = library.c, torch.get_num_threads(), integers
         self._arena = Arena(library)
         self._memory = self._arena.take(at_most)
         ctypes.memset(self._memory, 1, at_most)
 
     def measure(self, read: int) -> tuple[float, float]:
-        """GB/s where `read` bytes are read, and GFLOP/s of bf16 products, by all threads."""
+        """GB/s where `read` bytes are read, and GFLOP/s of products, by all threads."""
         bandwidth = self._c.step3_read_bandwidth(self._memory, read, self._threads)
-        return bandwidth, self._c.step3_peak_flops(self._threads, 0.1)
+        return bandwidth, self._c.step3_peak_flops(self._threads, 0.1, self._integers)
 
 
 def weights_of_step(sizes: TextSizes, tokens: int, item: float) -> tuple[float, float]:
@@ -163,18 +167,21 @@ def weights_of_step(sizes: TextSizes, tokens: int, item: float) -> tuple[float, 
     return read, 2.0 * tokens * (always + moe * chosen * expert)
 
 
-def worker(name: str, checkpoint: Path, peer: Path | None, served: bool) -> list[str]:
+def worker(name: str, checkpoint: Path, peer: Path | None, served: bool, invariant: bool) -> list[str]:
     """The command of the process that measures an engine: itself, or a server that it starts."""
     kind, dtype = ("vllm", PEERS[name]) if name in PEERS else ("step3", "bfloat16")
     if not served:
         python = str(peer) if kind == "vllm" else sys.executable
-        return [python, str(WORKER), kind, str(checkpoint), dtype]
+        return [python, str(WORKER), kind, str(checkpoint), dtype, str(int(invariant))]
     environment = [str(peer.parents[1])] if kind == "vllm" and peer is not None else []
-    return [sys.executable, str(SERVER_WORKER), kind, str(checkpoint), dtype, *environment]
+    command = [sys.executable, str(SERVER_WORKER), kind, str(checkpoint), dtype, str(int(invariant))]
+    return command + environment
 
 
-def run_rounds(engines: list[Engine], cases: list[Case], rounds: int) -> dict[tuple[str, Case], Measured]:
-    limits = Limits(max(engine.weights for engine in engines))
+def run_rounds(
+    engines: list[Engine], cases: list[Case], rounds: int, integers: int
+) -> dict[tuple[str, Case], Measured]:
+    limits = Limits(max(engine.weights for engine in engines), integers)
     results = {(engine.name, case): Measured() for engine in engines for case in cases}
     for number in range(rounds):
         for case in cases:
@@ -212,6 +219,7 @@ def main(
     ] = "bfloat16",
     cases: Annotated[str, typer.Option(help="BATCHxPROMPTxNEW, with commas between them.")] = CASES,
     served: Annotated[bool, typer.Option(help="Through HTTP: each engine as a server.")] = False,
+    batch_invariant: Annotated[bool, typer.Option(help="Off: Step3 may use 16-bit integers.")] = True,
     rounds: Annotated[int, typer.Option(help="Times that everything is measured.")] = 3,
     out: Annotated[Path | None, typer.Option(help="Write what was measured as JSON.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw a roofline, as PNG.")] = None,
@@ -229,9 +237,10 @@ def main(
         if peer is not None:
             runs.append((peer_name, checkpoint))
         engines = [
-            stack.enter_context(Engine(name, worker(name, path, peer, served), path)) for name, path in runs
+            stack.enter_context(Engine(name, worker(name, path, peer, served, batch_invariant), path))
+            for name, path in runs
         ]
-        results = run_rounds(engines, chosen, rounds)
+        results = run_rounds(engines, chosen, rounds, 0 if batch_invariant else 16)
     # block-fp8 reads half as many bytes: its own limit counts in its rows.
     bandwidth = median(
         value for (name, _), one in results.items() if "bf16" in name for value in one.bandwidth
@@ -291,7 +300,7 @@ def row(
 def show(rows: list[dict[str, Any]], bandwidth: float, peak: float, starts: dict[str, float]) -> None:
     columns = ("case", "engine", "prefill", "x vLLM", "of peak", "decode", "x vLLM", "of bandwidth", "others")
     table = Table(
-        *columns, title=f"tokens/s; {bandwidth:.1f} GB/s read, {peak:.0f} GFLOP/s bf16", title_justify="left"
+        *columns, title=f"tokens/s; {bandwidth:.1f} GB/s read, {peak:.0f} GFLOP/s", title_justify="left"
     )
 
     def times(value: float | None) -> str:

@@ -1,7 +1,7 @@
 """One server of `benchmarks/cpu.py --served`: starts it, then measures a case for each line that it is sent.
 
-    python cpu_server_worker.py step3 CHECKPOINT DTYPE
-    python cpu_server_worker.py vllm CHECKPOINT DTYPE ENVIRONMENT_OF_VLLM
+    python cpu_server_worker.py step3 CHECKPOINT DTYPE BATCH_INVARIANT
+    python cpu_server_worker.py vllm CHECKPOINT DTYPE BATCH_INVARIANT ENVIRONMENT_OF_VLLM
 
 What `cpu_worker.py` measures through `LLM`, this does through HTTP: a connection for each sequence of a case,
 all asked at once, answers streamed. The client shares the machine's cores with the server.
@@ -44,9 +44,10 @@ def main() -> None:
     if kind == "step3":
         command, environment = own_server(checkpoint, port, LONGEST), {**os.environ, "HF_HUB_OFFLINE": "1"}
         command += ["--kv-cache-memory-bytes", str(2 << 30)]
+        command += [] if sys.argv[4] == "1" else ["--no-batch-invariant"]
     else:
         command, environment = (
-            peer_server(Path(sys.argv[4]), checkpoint, port, LONGEST, dtype),
+            peer_server(Path(sys.argv[5]), checkpoint, port, LONGEST, dtype),
             peer_environment(),
         )
     with (

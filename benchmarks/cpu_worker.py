@@ -1,6 +1,6 @@
 """One engine of `benchmarks/cpu.py`: loads a checkpoint, then measures a case for each line that it is sent.
 
-    python cpu_worker.py step3|vllm CHECKPOINT DTYPE
+    python cpu_worker.py step3|vllm CHECKPOINT DTYPE BATCH_INVARIANT
 
 Both engines answer to the same calls of `LLM`. What a case is `cpu_cases.py` says.
 """
@@ -26,7 +26,9 @@ else:
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    options = {"kv_cache_memory_bytes": 2 << 30, "quiet": True} if sys.argv[1] == "step3" else {}
+    options = {}
+    if sys.argv[1] == "step3":
+        options = {"kv_cache_memory_bytes": 2 << 30, "quiet": True, "batch_invariant": sys.argv[4] == "1"}
     llm = LLM(
         sys.argv[2],
         dtype=sys.argv[3],

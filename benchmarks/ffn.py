@@ -1,10 +1,10 @@
-"""Time of a layer's FFN on the CPU kernels: in bf16, in block-fp8 and with 8-bit activations.
+"""Time of a layer's FFN on the CPU kernels: in bf16, in block-fp8, and in integers where they are products.
 
     python benchmarks/ffn.py
     python benchmarks/ffn.py --hidden 7168 --inner 5120 --experts 3 --tokens 256
 
 Weights, activations and choices are random; the shared expert is as wide as a routed one. The kinds take
-turns, and are held against the peak of bf16 products as measured in the same rounds.
+turns, and are held against the peak of products (on AVX2 of integers) as measured in the same rounds.
 """
 
 from __future__ import annotations
@@ -24,14 +24,25 @@ from step3.kernels.cpu.ffn import CpuSwiGLU, PackedFFN
 from step3.kernels.cpu.weights import Packing, Workspace
 from step3.kernels.linear import BlockFp8, Weight
 
-KINDS = {"bf16": (False, False), "block-fp8": (True, False), "8-bit activations": (True, True)}
-"""Whether weights are quantised, and whether activations may be."""
+KINDS = {
+    "bf16": (False, 0),
+    "block-fp8": (True, 0),
+    "bf16, 16-bit integers": (False, 16),
+    "block-fp8, 16-bit integers": (True, 16),
+    "block-fp8, 8-bit activations": (True, 8),
+}
+"""Whether weights are quantised, and bits of the integers that are multiplied."""
+
+
+def is_for(level: str, integers: int) -> bool:
+    """Whether a level of kernels has products of such integers."""
+    return integers == 0 or (level in INT8_LEVELS if integers == 8 else level == "avx2")
 
 
 def draw_ffn(
-    library: Library, quantised: bool, int8: bool, hidden: int, inner: int, experts: int
+    library: Library, quantised: bool, integers: int, hidden: int, inner: int, experts: int
 ) -> PackedFFN:
-    placement = Packing(library, int8=int8)
+    placement = Packing(library, integers=integers)
 
     def draw(*shape: int) -> Weight:
         weight = torch.randn(*shape) * 0.02
@@ -57,7 +68,7 @@ def main(
     library = open_library()
     if library is None:
         raise SystemExit(why_not())
-    kinds = {name: kind for name, kind in KINDS.items() if not kind[1] or library.level in INT8_LEVELS}
+    kinds = {name: kind for name, kind in KINDS.items() if is_for(library.level, kind[1])}
     ffns = {name: draw_ffn(library, *kind, hidden, inner, experts) for name, kind in kinds.items()}
     x = torch.randn(tokens, hidden).bfloat16()
     ids = torch.stack([torch.randperm(experts)[:top_k] for _ in range(tokens)])
@@ -65,7 +76,7 @@ def main(
     seconds: dict[str, list[float]] = {name: [] for name in ffns}
     peaks = []
     for number in range(rounds + 1):
-        peaks.append(library.c.step3_peak_flops(torch.get_num_threads(), 0.05))
+        peaks.append(library.c.step3_peak_flops(torch.get_num_threads(), 0.05, 16))
         for name, ffn in ffns.items():
             began = time.perf_counter()
             ffn.forward(x, ids, weights)
@@ -73,7 +84,7 @@ def main(
             if number:
                 seconds[name].append(time.perf_counter() - began)
     operations = 6.0 * tokens * (top_k + 1) * hidden * inner
-    table = Table("", "ms", "GFLOP/s", "of bf16's peak", title=f"{tokens} tokens, {library.level}")
+    table = Table("", "ms", "GFLOP/s", "of the peak", title=f"{tokens} tokens, {library.level}")
     for name, taken in seconds.items():
         rate = operations / median(taken) / 1e9
         table.add_row(name, f"{median(taken) * 1e3:.1f}", f"{rate:,.0f}", f"{rate / median(peaks):.0%}")

@@ -88,14 +88,14 @@ def main(
     library = open_library()
     if library is None:
         raise SystemExit(why_not())
-    placed = VisionTower.of(network, weights, Packing(library))
+    placed = VisionTower.of(network, weights, Packing(library, integers=16))
     towers = {"the CPU kernels": placed, "torch": VisionTower.of(network, weights)}
     work = operations(sizes, whole.shape[-1]) + len(crops) * operations(sizes, crops.shape[-1])
     seconds: dict[str, list[float]] = {name: [] for name in towers}
     peaks = []
     with torch.inference_mode():
         for _ in range(rounds):
-            peaks.append(library.c.step3_peak_flops(torch.get_num_threads(), 0.2) * 1e9)
+            peaks.append(library.c.step3_peak_flops(torch.get_num_threads(), 0.2, 16) * 1e9)
             for name, tower in towers.items():
                 began = time.perf_counter()
                 for piece in crops.split(CROPS_AT_ONCE) if len(crops) else ():

@@ -98,7 +98,6 @@ class Engine:
         self.kernels = (
             f"the CPU kernels for {library.level}" if library else f"torch: {obstacle or why_not()}"
         )
-        placement = None
         if library is None:
             weights: DecoderWeights | PackedDecoderWeights = DecoderWeights.load(checkpoint, dtype, device)
         else:
@@ -110,7 +109,9 @@ class Engine:
         held = weights.nbytes + (self.ffn.nbytes if self.ffn else 0)
         pictures = None
         if network.vision is not None and image_processor is not None:
-            tower = VisionTower.load(checkpoint, network.vision, dtype, device, placement)
+            # Pictures are rows enough for integers whatever is computed beside them.
+            seen = None if library is None else (InPlace if in_place else Packing)(library, integers=16)
+            tower = VisionTower.load(checkpoint, network.vision, dtype, device, seen)
             pictures = PictureEncoder(tower, image_processor, config.picture_cache_bytes)
             held += tower.nbytes
         self.memory: MemoryPlan = plan_memory(

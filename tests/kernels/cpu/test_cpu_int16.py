@@ -12,7 +12,7 @@ from step3.kernels.cpu.weights import InPlace, Packing, Placement, Workspace
 from step3.kernels.experts import SwiGLU, experts_reference, swiglu
 from step3.kernels.linear import BLOCK, BlockFp8, Weight
 
-ROWS = 24
+ROWS = 13
 """From here on rows are integers (NARROW_ROWS of narrow.h)."""
 ROWS_NORM, WEIGHTS_NORM, MOST = 49000, 32767, 32767
 SHAPES = [(64, 128), (33, 300), (40, 70), (288, 256), (300, 4500)]
@@ -121,7 +121,7 @@ def test_no_block_is_too_large_for_its_sum(placement: Placement, kind: str) -> N
     blocks[0], blocks[1, 7], blocks[2, :2] = 1, 1, 1
     blocks[3], blocks[4] = 1 - 2.0**-8, torch.tensor([1.0, -1.0]).repeat(256)
     blocks[5], blocks[6] = torch.logspace(0, 2, 512), 1e-6
-    x = blocks.repeat(ROWS // 8, 1).bfloat16()
+    x = blocks.repeat(2, 1).bfloat16()
     weight = x if kind == "bf16" else BlockFp8(*quantise(x.float()))
     exact = x.double() @ wide(weight).double().T
     torch.testing.assert_close(product(placement, x, weight).double(), exact, rtol=2e-3, atol=1e-6)

@@ -104,4 +104,5 @@ def test_measures_what_the_machine_can_do(library: Library) -> None:
     arena = Arena(library)
     memory = arena.take(1 << 20)
     assert library.c.step3_read_bandwidth(memory, 1 << 20, 1) > 0
-    assert library.c.step3_peak_flops(1, 0.001) > 0
+    assert library.c.step3_peak_flops(1, 0.001, 0) > 0
+    assert library.c.step3_peak_flops(1, 0.001, 16) > 0

@@ -219,7 +219,7 @@ _FUNCTIONS = {
     ),
     "step3_attend": (None, (c_void_p, c_int64, POINTER(Shape), POINTER(Batch), *(c_void_p,) * 4)),
     "step3_read_bandwidth": (c_double, (c_void_p, c_int64, c_int64)),
-    "step3_peak_flops": (c_double, (c_int64, c_double)),
+    "step3_peak_flops": (c_double, (c_int64, c_double, c_int64)),
 }
 
 

@@ -6,16 +6,19 @@
 
 namespace step3 {
 
+// Bits of the integers, the least rows that are worth it, and the least pairs that have room for their scales.
 #if defined(__AVX512BF16__) && defined(__AVX512VBMI__) && defined(__AVX512VNNI__)
-constexpr int64_t NARROW_BITS = 8, NARROW_ROWS = 48;  // fewer are multiplied as they are
+constexpr int64_t NARROW_BITS = 8, NARROW_ROWS = 48, NARROW_PAIRS = 32;
 #elif defined(__AVX512BW__)
-constexpr int64_t NARROW_BITS = 0, NARROW_ROWS = 0;
+constexpr int64_t NARROW_BITS = 0, NARROW_ROWS = 0, NARROW_PAIRS = 0;
 #else
-constexpr int64_t NARROW_BITS = 16, NARROW_ROWS = 24;
+// A single tile is multiplied as it is, as fast as memory gives the weights.
+constexpr int64_t NARROW_BITS = 16, NARROW_ROWS = TILE + 1, NARROW_PAIRS = 0;
 #endif
 
-// Whether a product of so many rows takes narrow tiles and panels. A tile must have room for its scales.
+// Whether a product of so many rows takes narrow tiles and panels.
 static inline bool is_narrow(const step3_matrix &m, int64_t rows) {
-    return NARROW_BITS && m.integers == NARROW_BITS && (NARROW_BITS == 16 || m.scales) && rows >= NARROW_ROWS && m.pairs > 16 - NARROW_BITS;
+    const bool is_of_fp8 = m.scales != nullptr;
+    return NARROW_BITS && m.integers == NARROW_BITS && (NARROW_BITS == 16 || is_of_fp8) && rows >= NARROW_ROWS && m.pairs >= NARROW_PAIRS;
 }
 }  // namespace step3

@@ -182,7 +182,8 @@ void step3_write_kv(const step3_shape *, int64_t tokens, const float *key, const
 void step3_attend(Workspace *, int64_t threads, const step3_shape *, const step3_batch *, const char *keys,
                   const char *values, const float *query, float *out);
 
-// The limits of this machine: GB/s read by all threads, and GFLOP/s of the widest product.
+// The limits of this machine: GB/s read by all threads, and GFLOP/s of the widest product, of integers where `integers` allows what
+// step3_matrix does and they are wider.
 double step3_read_bandwidth(const char *memory, int64_t bytes, int64_t threads);
-double step3_peak_flops(int64_t threads, double seconds);
+double step3_peak_flops(int64_t threads, double seconds, int64_t integers);
 }
