@@ -163,6 +163,14 @@ def test_infinity_does_not_become_a_number(placement: Placement) -> None:
     assert is_finite.sum() == 29 * 47
 
 
+@pytest.mark.parametrize("power", [-60, -66, -80, -126])
+def test_what_is_too_small_for_its_square_stays_small(placement: Placement, power: int) -> None:
+    for tiny_x, tiny_weight in ((power, 0), (0, power)):
+        x, weight = torch.randn(30, 200) * 2.0**tiny_x, torch.randn(48, 200) * 2.0**tiny_weight
+        got = product(placement, x.bfloat16(), weight.bfloat16())
+        assert got.abs().max() < 2.0**-45
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_few_rows_are_multiplied_as_they_are(placement: Placement, kind: str) -> None:
     weight, x = draw(kind, 64, 256), torch.randn(ROWS - 1, 256).bfloat16()

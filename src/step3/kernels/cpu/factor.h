@@ -8,7 +8,7 @@
 #include "int8_vectors.h"
 #include "vector_product.h"
 #else
-#include "int16_vectors.h"
+#include "int16_product.h"
 #include "widened_product.h"
 #endif
 

@@ -1,5 +1,5 @@
 // Products of many rows are of integers where that takes less time: of 8 bits, where the caller allows it (int8.h), or of 16 bits on
-// processors that multiply nothing but floats (int16_vectors.h). Tiles of activations, and panels, become narrow in the cache.
+// processors that multiply nothing but floats (int16.h). Tiles of activations, and panels, become narrow in the cache.
 #pragma once
 #include "activations.h"
 #include "step3_cpu.h"

@@ -1,25 +1,22 @@
-// Products of 16-bit integers (AVX2): what many rows are multiplied in. A vpmaddwd makes twice as many products as an FMA of floats, in
-// ports that leave the others for the sums.
+// Panels of weights and tiles of activations as 16-bit integers, in which AVX2 multiplies many rows (int16_product.h).
 //
 // A block of 128 columns becomes integers that are multiples of a step, which each row of activations and each column of weights has for
 // itself. An int32 holds the sum, and any part of it, as a sum of x * w is at most |x| |w| (Cauchy and Schwarz): steps are chosen by
 // norms. One is 49,000 steps of activations at most, or 32,767 of bf16's weights; fp8 has steps that are powers of two, of which the
 // largest value of a block is less than 4,096 and all together are 43,451. So what rounding costs is 2^-15.5 of a block's norm, where
-// bf16 costs 2^-9 of each value; what fp8 stores is exact, but for values below 2^-9 of the largest.
-//
-// Sums of integers are exact, and float32 sums go block after block: a row does not depend on those beside it.
+// bf16 costs 2^-9 of each value; what fp8 stores is exact, but for values below 2^-8 of the largest of their column, and below 1/16.
 #pragma once
 #include <cmath>
 #include "narrow.h"
-#include "product.h"
 #include "team.h"
 #include "widened_bf16.h"
 #include "widened_fp8.h"
 
 namespace step3 {
 
-constexpr float ROWS_NORM = 49000.f, WEIGHTS_NORM = 32767.f, INT16_MOST = 32767.f;  // in steps
-constexpr float ROUNDING = 0x1.8p23f;  // a float that is added to it has its integer in the lowest bits
+constexpr float ROWS_NORM = 49000.f, WEIGHTS_NORM = 32767.f;  // steps in a block at most, as norms
+constexpr float INT16_MOST = 32767.f;                          // and in a value
+constexpr float ROUNDING = 0x1.8p23f;                          // a float that is added to it has its integer in the lowest bits
 
 // A narrow panel: pair after pair of columns, 16 + 16 words of two integers; behind it [blocks][2][16] floats, what the sums of each
 // column are scaled by.
@@ -40,14 +37,12 @@ struct Steps {
     }
 };
 
-// Some pairs of bf16, of up to a block; meanwhile two lines are fetched for each.
-static inline void narrow_block_of_bf16(const char *block, int64_t pairs, PairsAhead ahead, char *to, float *scales) {
+// Some pairs of bf16, of up to a block.
+static inline void narrow_block_of_bf16(const char *block, int64_t pairs, char *to, float *scales) {
     const Floats upper = _mm256_castsi256_ps(_mm256_set1_epi32((int)0xffff0000)), rounding = splat(ROUNDING);
     Floats firsts[VECTORS], seconds[VECTORS], inverses[VECTORS];
     for (int v = 0; v < VECTORS; v++) firsts[v] = seconds[v] = zero();
-    for (int64_t pair = 0; pair < pairs; pair++, ahead.at += ahead.step) {
-        _mm_prefetch(ahead.at, _MM_HINT_T0);
-        _mm_prefetch(ahead.at + 64, _MM_HINT_T0);
+    for (int64_t pair = 0; pair < pairs; pair++)
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; v++) {
             const char *from = block + 128 * pair + 32 * v;
@@ -55,7 +50,6 @@ static inline void narrow_block_of_bf16(const char *block, int64_t pairs, PairsA
             firsts[v] = multiply_add(first, first, firsts[v]);
             seconds[v] = multiply_add(second, second, seconds[v]);
         }
-    }
     for (int v = 0; v < VECTORS; v++) {
         const Floats squares = firsts[v] + seconds[v];
         const Steps steps(squares, _mm256_sqrt_ps(squares) * splat(1.f / WEIGHTS_NORM));
@@ -79,17 +73,15 @@ static inline Floats factor_of_fp8(__m256i most) {
 }
 
 // Some pairs of fp8, of up to a block; widened_fp8.h tells how they become floats.
-static inline void narrow_block_of_fp8(const char *block, int64_t pairs, const float *strip_scales, bool may_be_nan, PairsAhead ahead, char *to, float *scales) {
+static inline void narrow_block_of_fp8(const char *block, int64_t pairs, const float *strip_scales, bool may_be_nan, char *to, float *scales) {
     const Pairs kept = _mm256_set1_epi32((int)0x87f00000), byte = _mm256_set1_epi32(0xff), magnitude = _mm256_set1_epi8(0x7f);
     const Floats rounding = splat(ROUNDING), widening = splat(0x1p120f);
     alignas(32) char first_pair[96];
     memcpy(first_pair + 32, block, 64);
     for (int part = 0; part < 2; part++) {
         __m256i most = _mm256_setzero_si256();
-        for (int64_t pair = 0; pair < pairs; pair++) {
-            if (part == 0) _mm_prefetch(ahead.at + pair * ahead.step, _MM_HINT_T0);
+        for (int64_t pair = 0; pair < pairs; pair++)
             most = _mm256_max_epu8(most, _mm256_and_si256(load_pairs(block + 64 * pair + 32 * part), magnitude));
-        }
         most = _mm256_max_epu8(most, _mm256_srli_epi16(most, 8));  // of both values of a pair
         const Floats factors[2] = {factor_of_fp8(_mm256_and_si256(most, byte)), factor_of_fp8(_mm256_and_si256(_mm256_srli_epi32(most, 16), byte))};
         const Floats wide[2] = {factors[0] * widening, factors[1] * widening};
@@ -117,9 +109,9 @@ static inline void narrow_panel(const char *panel, const float *scales, bool may
     for (int64_t begin = 0; begin < pairs; begin += BLOCK_PAIRS, own_scales += PANEL) {
         const int64_t count = std::min(BLOCK_PAIRS, pairs - begin);
         if (scales)
-            narrow_block_of_fp8(panel + 64 * begin, count, scales + begin / BLOCK_PAIRS * 2, may_be_nan, {panel, 0}, to + 128 * begin, own_scales);
+            narrow_block_of_fp8(panel + 64 * begin, count, scales + begin / BLOCK_PAIRS * 2, may_be_nan, to + 128 * begin, own_scales);
         else
-            narrow_block_of_bf16(panel + 128 * begin, count, {panel, 0}, to + 128 * begin, own_scales);
+            narrow_block_of_bf16(panel + 128 * begin, count, to + 128 * begin, own_scales);
     }
 }
 
@@ -165,80 +157,5 @@ static inline void narrow_tile(Pair *tile, int rows, int64_t pairs, Buffer &own)
             }
     }
     memcpy((uint32_t *)tile + pairs * rows, factors, (size_t)(blocks * rows) * 4);
-}
-
-// Two sums += two vectors of weights times x, in one piece for the reason that `add_products` has.
-static inline __attribute__((always_inline)) void add_integer_products(__m256i &sum, __m256i &next_sum, __m256i b, __m256i next_b, const uint32_t &x) {
-    __m256i first = sum, second = next_sum, all, product;
-    asm("vpbroadcastd %6, %2\n\t"
-        "vpmaddwd %4, %2, %3\n\t"
-        "vpmaddwd %5, %2, %2\n\t"
-        "vpaddd %3, %0, %0\n\t"
-        "vpaddd %2, %1, %1"
-        : "+x"(first), "+x"(second), "=&x"(all), "=&x"(product)
-        : "x"(b), "x"(next_b), "m"(x));
-    sum = first, next_sum = second;
-}
-
-// sums = R rows of a narrow tile, each word `row_step` behind the one before, times some pairs of a strip of a narrow panel.
-template <int R>
-static inline __attribute__((always_inline)) void multiply_integers(__m256i (&sums)[R][2], const uint32_t *tile, int row_step, const char *strip,
-                                                                    int64_t pairs, PairsAhead ahead) {
-    constexpr int AT_ONCE = 2;  // pairs, of which a panel has a multiple of 16
-#pragma GCC unroll 6
-    for (int r = 0; r < R; r++) sums[r][0] = sums[r][1] = _mm256_setzero_si256();
-    for (int64_t pair = 0; pair < pairs; pair += AT_ONCE) {
-#pragma GCC unroll 2
-        for (int i = 0; i < AT_ONCE; i++) {
-            const __m256i first = load_pairs(strip + 128 * i), second = load_pairs(strip + 128 * i + 32);
-            _mm_prefetch(ahead.at, _MM_HINT_T0);
-#pragma GCC unroll 6
-            for (int r = 0; r < R; r++) add_integer_products(sums[r][0], sums[r][1], first, second, tile[r]);
-            tile += row_step;
-            ahead.at += ahead.step;
-        }
-        strip += 128 * AT_ONCE;
-    }
-}
-
-// out [R][32] += sums, times the factors of their rows and the scales of a strip's columns.
-template <int R>
-static inline __attribute__((always_inline)) void add_integers(const __m256i (&sums)[R][2], const float *factors, const float *scales, float *out) {
-    const Floats scale[2] = {load(scales), load(scales + LANES)};
-#pragma GCC unroll 6
-    for (int r = 0; r < R; r++) {
-        const Floats factor = splat(factors[r]);
-#pragma GCC unroll 2
-        for (int v = 0; v < 2; v++) {
-            float *to = out + r * PANEL + v * LANES;
-            store(to, multiply_add(_mm256_cvtepi32_ps(sums[r][v]), scale[v] * factor, load(to)));
-        }
-    }
-}
-
-// out [rows][32] += a narrow tile from this pair on times a block of a narrow panel, with the scales of its columns.
-static inline __attribute__((always_inline)) void multiply_narrow_block(const Product &p, int rows, int64_t begin, int64_t pairs, const char *block,
-                                                                        const float *scales, PairsAhead ahead) {
-    const uint32_t *tile = (const uint32_t *)p.a + begin * rows;
-    const float *factors = (const float *)((const uint32_t *)p.a + p.pairs * rows) + begin / BLOCK_PAIRS * rows;
-    for (int strip = 0; strip < 2; strip++)
-        each_group<ROWS>(rows, [&](auto group, int64_t done) __attribute__((always_inline)) {
-            const char *at = block + strip * 64;
-            __m256i sums[group()][2];
-            multiply_integers<group()>(sums, tile + done, rows, at, pairs, strip || done ? PairsAhead{at, 0} : ahead);
-            add_integers<group()>(sums, factors + done, scales + strip * STRIP, p.out + done * PANEL + strip * STRIP);
-        });
-}
-
-// A narrow tile times a narrow panel.
-static __attribute__((noinline)) void multiply_narrow_tile(const Product &p, int rows) {
-    memset(p.out, 0, (size_t)(rows * PANEL) * sizeof(float));
-    const float *scales = (const float *)(p.panel + p.pairs * 128);
-    for (int64_t begin = 0; begin < p.pairs; begin += BLOCK_PAIRS, scales += PANEL) {
-        const char *block = p.panel + begin * 128;
-        PairsAhead ahead{p.ahead + begin * p.ahead_step, p.ahead_step};
-        if (!p.ahead) ahead = {block, 0};
-        multiply_narrow_block(p, rows, begin, std::min(BLOCK_PAIRS, p.pairs - begin), block, scales, ahead);
-    }
 }
 }  // namespace step3
