@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from step3.checkpoint.block_fp8 import quantise
-from step3.kernels.cpu import INT8_LEVELS, Library, open_library, why_not
+from step3.kernels.cpu import INTEGER_LEVELS, Library, open_library, why_not
 from step3.kernels.cpu.ffn import CpuSwiGLU, PackedFFN
 from step3.kernels.cpu.weights import Packing, Workspace
 from step3.kernels.linear import BlockFp8, Weight
@@ -32,11 +32,6 @@ KINDS = {
     "block-fp8, 8-bit activations": (True, 8),
 }
 """Whether weights are quantised, and bits of the integers that are multiplied."""
-
-
-def is_for(level: str, integers: int) -> bool:
-    """Whether a level of kernels has products of such integers."""
-    return integers == 0 or (level in INT8_LEVELS if integers == 8 else level == "avx2")
 
 
 def draw_ffn(
@@ -68,7 +63,11 @@ def main(
     library = open_library()
     if library is None:
         raise SystemExit(why_not())
-    kinds = {name: kind for name, kind in KINDS.items() if is_for(library.level, kind[1])}
+    kinds = {
+        name: (quantised, integers)
+        for name, (quantised, integers) in KINDS.items()
+        if not integers or library.level in INTEGER_LEVELS[integers]
+    }
     ffns = {name: draw_ffn(library, *kind, hidden, inner, experts) for name, kind in kinds.items()}
     x = torch.randn(tokens, hidden).bfloat16()
     ids = torch.stack([torch.randperm(experts)[:top_k] for _ in range(tokens)])

@@ -13,11 +13,11 @@ from step3.engine.config import EngineError
 from step3.errors import Step3Error
 from step3.ffn import FFNShard
 from step3.ffn import shard as shard_module
-from step3.kernels.cpu import INT8_LEVELS, open_library
+from step3.kernels.cpu import INTEGER_LEVELS, open_library
 
 PARAMS = SamplingParams(temperature=0, max_tokens=1, logprobs=20)
 needs_int8 = pytest.mark.skipif(
-    all(open_library(level) is None for level in INT8_LEVELS),
+    all(open_library(level) is None for level in INTEGER_LEVELS[8]),
     reason="this processor has no products of 8-bit integers",
 )
 

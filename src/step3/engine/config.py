@@ -61,8 +61,8 @@ class EngineConfig:
             block-fp8 weights: prompts are read nearly twice as fast, and log-probabilities differ a little
             more (docs/cpu.md), also with what else is in the batch.
         batch_invariant: on a CPU, an answer does not depend on what is computed beside it, to its last bits.
-            Where it may, the kernels for AVX2 multiply more than 12 rows in 16-bit integers, as exactly and
-            nearly half as fast again (docs/cpu.md); the others take no notice.
+            Where it may, the kernels for AVX2 multiply more than 12 rows in 16-bit integers, about as exactly
+            and nearly half as fast again (docs/cpu.md); the others take no notice.
         device: where attention and vision are computed, as torch names devices.
         max_model_len: longest prompt and answer together, in tokens; None for the longest that the model was
             made for and the KV cache can hold.

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from step3.checkpoint.block_fp8 import dequantise, quantise
-from step3.kernels.cpu import Library
+from step3.kernels.cpu import INTEGER_LEVELS, Library
 from step3.kernels.cpu.attention import packed_linear
 from step3.kernels.cpu.ffn import CpuSwiGLU, PackedFFN
 from step3.kernels.cpu.weights import InPlace, Packing, Placement, Workspace
@@ -21,7 +21,7 @@ KINDS = ["bf16", "fp8"]
 
 @pytest.fixture(params=[Packing, InPlace], ids=["packed", "in-place"])
 def placement(request: pytest.FixtureRequest, library: Library) -> Placement:
-    if library.level != "avx2":
+    if library.level not in INTEGER_LEVELS[16]:
         pytest.skip(f"{library.level} multiplies nothing faster in 16-bit integers")
     return request.param(library, integers=16)
 

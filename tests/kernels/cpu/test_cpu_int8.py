@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from step3.checkpoint.block_fp8 import dequantise, quantise
-from step3.kernels.cpu import INT8_LEVELS, Library
+from step3.kernels.cpu import INTEGER_LEVELS, Library
 from step3.kernels.cpu.attention import packed_linear
 from step3.kernels.cpu.ffn import CpuSwiGLU, PackedFFN
 from step3.kernels.cpu.weights import InPlace, Packing, Placement, Workspace
@@ -19,7 +19,7 @@ SHAPES = [(64, 128), (33, 300), (40, 70), (288, 256), (300, 4500)]
 
 @pytest.fixture(params=[Packing, InPlace], ids=["packed", "in-place"])
 def placement(request: pytest.FixtureRequest, library: Library) -> Placement:
-    if library.level not in INT8_LEVELS:
+    if library.level not in INTEGER_LEVELS[8]:
         pytest.skip(f"{library.level} has no products of 8-bit integers")
     return request.param(library, integers=8)
 

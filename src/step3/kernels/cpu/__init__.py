@@ -6,6 +6,6 @@ panels.h and activations.h (how operands lie), and vector_product.h, widened_pro
 amx_product.h (the product that everything is made of).
 """
 
-from step3.kernels.cpu.library import INT8_LEVELS, LEVELS, Library, open_library, why_not, why_not_int8
+from step3.kernels.cpu.library import INTEGER_LEVELS, LEVELS, Library, open_library, why_not, why_not_int8
 
-__all__ = ["INT8_LEVELS", "LEVELS", "Library", "open_library", "why_not", "why_not_int8"]
+__all__ = ["INTEGER_LEVELS", "LEVELS", "Library", "open_library", "why_not", "why_not_int8"]

@@ -65,7 +65,7 @@ static inline void narrow_block_of_bf16(const char *block, int64_t pairs, char *
         }
 }
 
-// The largest power of two that leaves 12 bits of what has fp8's bytes up to `most`: those that count, and of 7 bits.
+// The power of two, 2^7 at most, that makes integers of 12 bits and a sign of fp8 whose magnitudes, as bytes, are up to `most`.
 static inline Floats factor_of_fp8(__m256i most) {
     // What has the exponent e is less than 2^(e - 6). From 2^8 on the power times 2^120 would be infinite.
     const __m256i exponent = _mm256_max_epi32(_mm256_srli_epi32(most, 3), _mm256_set1_epi32(11));

@@ -24,8 +24,8 @@ LEVELS: dict[str, frozenset[str]] = {
 }
 """What each level asks of the processor, by the names of /proc/cpuinfo; best first."""
 
-INT8_LEVELS = ("amx", "avx512_bf16")
-"""The levels that have products of 8-bit integers."""
+INTEGER_LEVELS = {8: ("amx", "avx512_bf16"), 16: ("avx2",)}
+"""The levels that multiply many rows faster in integers of so many bits (narrow.h)."""
 
 
 class Source(ctypes.Structure):
@@ -279,9 +279,9 @@ def why_not_int8(library: Library | None, is_quantised: bool) -> str | None:
         return "the checkpoint is not in block-fp8: `step3 quantize` makes one that is"
     if library is None:
         return why_not()
-    if library.level in INT8_LEVELS:
+    if library.level in INTEGER_LEVELS[8]:
         return None
-    needed = f"{INT8_LEVELS[-1]} (AVX-512 with bf16 and VNNI)"
+    needed = f"{INTEGER_LEVELS[8][-1]} (AVX-512 with bf16 and VNNI)"
     return f"it needs a processor for {needed}, and this is {library.level}"
 
 
